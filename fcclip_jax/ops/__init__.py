@@ -1,0 +1,1 @@
+"""Pure functions without parameters: arrays in, arrays out."""

@@ -1,0 +1,91 @@
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159), as gathers that XLA compiles anywhere.
+
+Each query reads P points on each of L levels, bilinearly, with zeros outside the map. All corners of all points
+are rows of ONE flat gather, weighted and summed by one einsum: `corner weight x attention weight`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def _corners(
+    locations: Float[Array, "*A 2"], height: int, width: int
+) -> tuple[Int[Array, "*A 4"], Float[Array, "*A 4"]]:
+    """Flat indices and bilinear weights of the four corners around points `(x, y)` given in [0, 1]."""
+    x = locations[..., 0] * width - 0.5
+    y = locations[..., 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    right_share, bottom_share = x - left, y - top
+    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+    indices, weights = [], []
+    for dy, y_share in ((0, 1 - bottom_share), (1, bottom_share)):
+        for dx, x_share in ((0, 1 - right_share), (1, right_share)):
+            column, row = left + dx, top + dy
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weights.append(jnp.where(inside, x_share * y_share, 0.0))
+            indices.append(jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1))
+    return jnp.stack(indices, -1), jnp.stack(weights, -1)
+
+
+def _attend(
+    value: Float[Array, "B S M d"],
+    locations: Float[Array, "B Q M L P 2"],
+    weights: Float[Array, "B Q M L P"],
+    shapes: Sequence[tuple[int, int]],
+) -> Float[Array, "B Q M d"]:
+    batch, size, heads, width = value.shape
+    queries = locations.shape[1]
+    start, indices, shares = 0, [], []
+    for level, (h, w) in enumerate(shapes):
+        index, share = _corners(locations[:, :, :, level], h, w)
+        indices.append(index + start)
+        shares.append(share * weights[:, :, :, level, :, None])
+        start += h * w
+    index = jnp.stack(indices, 3).reshape(batch, queries, heads, -1)
+    share = jnp.stack(shares, 3).reshape(batch, queries, heads, -1)
+    rows = (index + (jnp.arange(batch) * size)[:, None, None, None]) * heads + jnp.arange(heads)[:, None]
+    taps = value.reshape(batch * size * heads, width).at[rows].get(mode="promise_in_bounds")
+    return jnp.einsum("bqmkd,bqmk->bqmd", taps, share.astype(value.dtype))
+
+
+def deformable_attention(
+    value: Float[Array, "B S M d"],
+    locations: Float[Array, "B Q M L P 2"],
+    weights: Float[Array, "B Q M L P"],
+    shapes: Sequence[tuple[int, int]],
+    *,
+    chunks: int = 1,
+) -> Float[Array, "B Q D"]:
+    """Reads `value` at `locations` and sums with `weights`.
+
+    Args:
+        value: the levels laid end to end, S = sum of h*w, split over M heads of width d = D/M.
+        locations: points `(x, y)`, 0 and 1 being the outer edges of each level's map.
+        weights: attention weights, softmaxed over (L, P) by the caller.
+        shapes: `(h, w)` of each level.
+        chunks: the queries are processed in this many parts, each rematerialised in the backward pass. On CPU 64
+            parts keep the gathered rows in cache (measured 5 x faster forward, 3 x forward and backward at 21504
+            queries, and the least memory); on accelerators 1.
+
+    Raises:
+        ValueError: `shapes` do not add up to S.
+    """
+    if sum(h * w for h, w in shapes) != value.shape[1] or len(shapes) != locations.shape[3]:
+        raise ValueError(f"levels of shape {list(shapes)} do not make up {value.shape[1]} positions")
+    batch, queries = locations.shape[:2]
+    if chunks <= 1:
+        return _attend(value, locations, weights, shapes).reshape(batch, queries, -1)
+    length = -(-queries // chunks)
+    pad = length * chunks - queries
+
+    def split(x: Array) -> Array:
+        # Padded queries sit at (0, 0) with weight 0.
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, length, *x.shape[2:]), 1, 0)
+
+    part = jax.checkpoint(lambda args: _attend(value, *args, shapes))
+    out = jnp.moveaxis(jax.lax.map(part, (split(locations), split(weights))), 0, 1)
+    return out.reshape(batch, chunks * length, -1)[:, :queries]
