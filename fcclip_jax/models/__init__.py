@@ -1,0 +1,1 @@
+"""The figure: one file, one box. fcclip.py is the spine that calls them in order."""

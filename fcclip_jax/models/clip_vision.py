@@ -1,0 +1,114 @@
+"""The image tower of CLIP: a ConvNeXt (arXiv 2201.03545) in timm's layout, and its projection to the joint space."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fcclip_jax.models.layers import PatchConv, layer_norm
+from fcclip_jax.ops.depthwise_conv import depthwise_conv
+from fcclip_jax.structures import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the tower. `head` is how a pooled vector reaches the joint space: `mlp` (convnext_large_d*) or one
+    `linear` map without bias; `image_size` is the side, in pixels, that CLIP was trained on."""
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    head: Literal["mlp", "linear"]
+    image_size: int
+    norm_eps: float = 1e-6
+
+
+class DepthwiseConv(nnx.Module):
+    """7x7 depthwise convolution with bias."""
+
+    def __init__(self, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.kernel = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (7, 7, width)))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        x = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return x + self.bias[...].astype(self.dtype)
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, LayerNorm, four-fold MLP with exact GELU, layer scale, residual."""
+
+    def __init__(self, width: int, *, eps: float, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.depthwise = DepthwiseConv(width, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.gamma = nnx.Param(jnp.full(width, 1e-6))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        y = self.fc1(self.norm(self.depthwise(x)))
+        y = self.fc2(jax.nn.gelu(y, approximate=False))
+        return x + y * self.gamma[...].astype(y.dtype)
+
+
+class Stage(nnx.Module):
+    """Blocks of one width; all stages but the first begin with LayerNorm and a 2x2 convolution of stride 2."""
+
+    def __init__(self, width_in: int, width: int, depth: int, *, eps: float, dtype=jnp.float32, rngs: nnx.Rngs):
+        if width_in:
+            self.downsample_norm = layer_norm(width_in, eps=eps, dtype=dtype, rngs=rngs)
+            self.downsample = PatchConv(width_in, width, 2, dtype=dtype, rngs=rngs)
+        else:
+            self.downsample_norm = self.downsample = None
+        self.blocks = nnx.List(Block(width, eps=eps, dtype=dtype, rngs=rngs) for _ in range(depth))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        if self.downsample is not None:
+            x = self.downsample(self.downsample_norm(x))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ClipVision(nnx.Module):
+    """Images to four feature maps; pooled vectors of the last map to the joint space."""
+
+    def __init__(self, config: VisionConfig, embed_dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        widths, eps = config.widths, config.norm_eps
+        self.stem = PatchConv(3, widths[0], 4, dtype=dtype, rngs=rngs)
+        self.stem_norm = layer_norm(widths[0], eps=eps, dtype=dtype, rngs=rngs)
+        self.stages = nnx.List(
+            Stage(widths[i - 1] if i else 0, widths[i], depth, eps=eps, dtype=dtype, rngs=rngs)
+            for i, depth in enumerate(config.depths)
+        )
+        self.head_norm = layer_norm(widths[-1], eps=eps, dtype=dtype, rngs=rngs)
+        if config.head == "mlp":
+            self.head_fc1 = nnx.Linear(widths[-1], 2 * embed_dim, dtype=dtype, rngs=rngs)
+            self.head_fc2 = nnx.Linear(2 * embed_dim, embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
+            self.head_linear = None
+        else:
+            self.head_fc1 = self.head_fc2 = None
+            self.head_linear = nnx.Linear(widths[-1], embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Features:
+        """Normalised images, H and W multiples of 32, to the outputs of stem and stages."""
+        stem = x = self.stem_norm(self.stem(images))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return Features(stem, *maps)
+
+    def project(self, pooled: Float[Array, "*A C"]) -> Float[Array, "*A E"]:
+        """Pooled vectors of res5 to image embeddings, not normalised."""
+        x = self.head_norm(pooled)
+        if self.head_linear is not None:
+            return self.head_linear(x)
+        return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False))
+
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+        """CLIP's own image embedding, of the whole image, not normalised."""
+        return self.project(self(images).res5.mean(axis=(1, 2)))

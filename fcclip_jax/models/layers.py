@@ -1,0 +1,118 @@
+"""What several boxes of the figure share: attention, MLP, patch convolution, norms, sine positions."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+# Initialisers of the reference, needed when its decoder is trained from scratch. `torch_linear` is PyTorch's own
+# default for a linear layer; `c2_xavier` is detectron2's name for a uniform fan-in initialiser.
+xavier_uniform = nnx.initializers.xavier_uniform()
+c2_xavier = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+torch_linear = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def layer_norm(width: int, *, eps: float = 1e-5, dtype=jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with the two-pass variance: the one-pass form loses digits where the mean is large."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def group_norm(width: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm over 32 groups, eps 1e-5, two-pass variance."""
+    return nnx.GroupNorm(width, num_groups=32, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class PatchConv(nnx.Module):
+    """A convolution whose stride is its kernel size: every patch is flattened and multiplied once."""
+
+    def __init__(self, width_in: int, width_out: int, size: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.size, self.dtype = size, dtype
+        init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, width_in, width_out)))
+        self.bias = nnx.Param(jnp.zeros(width_out))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        batch, height, width, channels = x.shape
+        s = self.size
+        x = x.astype(self.dtype).reshape(batch, height // s, s, width // s, s, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // s, width // s, s * s * channels)
+        kernel = self.kernel[...].astype(self.dtype)
+        return x @ kernel.reshape(s * s * channels, -1) + self.bias[...].astype(self.dtype)
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int, depth: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        widths = [width_in] + [hidden] * (depth - 1) + [width_out]
+        self.layers = nnx.List(
+            nnx.Linear(a, b, kernel_init=torch_linear, dtype=dtype, rngs=rngs) for a, b in itertools.pairwise(widths)
+        )
+
+    def __call__(self, x: Float[Array, "*A I"]) -> Float[Array, "*A O"]:
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Scaled dot-product attention with separate query, key and value projections."""
+
+    def __init__(self, width: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+        self.heads = heads
+        # PyTorch initialises query, key and value as one [3D, D] matrix, so their fan-out is 3D.
+        joint = _uniform(math.sqrt(6 / (4 * width)))
+        self.query = nnx.Linear(width, width, kernel_init=joint, dtype=dtype, rngs=rngs)
+        self.key = nnx.Linear(width, width, kernel_init=joint, dtype=dtype, rngs=rngs)
+        self.value = nnx.Linear(width, width, kernel_init=joint, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        query: Float[Array, "B Q D"],
+        key: Float[Array, "B T D"],
+        value: Float[Array, "B T D"],
+        *,
+        blocked: Bool[Array, "*B Q T"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """`blocked` marks the (query, key) pairs that may not attend; a row may not be blocked everywhere."""
+        q, k, v = (self._split(p(x)) for p, x in ((self.query, query), (self.key, key), (self.value, value)))
+        logits = jnp.einsum("bmqd,bmkd->bmqk", q / math.sqrt(q.shape[-1]), k).astype(jnp.float32)
+        if blocked is not None:
+            logits = jnp.where(blocked[..., None, :, :], -jnp.inf, logits)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        mixed = jnp.einsum("bmqk,bmkd->bqmd", weights, v)
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+
+
+def _uniform(bound: float):
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def sine_positions(height: int, width: int, channels: int) -> Float[Array, "H W D"]:
+    """Sine position encoding over a map (DETR): y in the first half of the channels, x in the second.
+
+    Positions count from 1 and are scaled so that the last is 2 pi; temperature 10000; sine and cosine interleave.
+    """
+
+    def axis(size: int) -> np.ndarray:
+        half = channels // 2
+        position = np.arange(1, size + 1, dtype=np.float32)
+        position = position / (position[-1] + np.float32(1e-6)) * np.float32(2 * math.pi)
+        period = np.float32(10000.0) ** (2 * (np.arange(half) // 2).astype(np.float32) / half)
+        angle = (position[:, None] / period).astype(np.float32)
+        return np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+    # Only the two small tables are constants of the compiled program; the map is broadcast there.
+    y = jnp.broadcast_to(axis(height)[:, None], (height, width, channels // 2))
+    x = jnp.broadcast_to(axis(width)[None], (height, width, channels // 2))
+    return jnp.concatenate([y, x], axis=-1)

@@ -1,0 +1,162 @@
+"""The pixel decoder of Mask2Former (arXiv 2112.01527): six deformable encoder layers over strides 32, 16, 8, and one
+FPN step to stride 4. Always float32, as in the reference."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, sine_positions, xavier_uniform
+from fcclip_jax.ops.deformable_attention import deformable_attention
+from fcclip_jax.ops.resize import resize_bilinear
+from fcclip_jax.structures import Features, PixelDecoderOutput
+
+LEVELS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelDecoderConfig:
+    """`width` is D, of the maps and of `mask_features`; `points` a head samples on each level."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    points: int = 4
+    feedforward: int = 1024
+
+
+def _ring_offsets(heads: int, points: int) -> np.ndarray:
+    """Initial sampling offsets: head m looks along its own direction, point p at p+1 pixels (Deformable DETR)."""
+    angle = np.arange(heads) * (2 * math.pi / heads)
+    direction = np.stack([np.cos(angle), np.sin(angle)], -1)
+    direction /= np.abs(direction).max(-1, keepdims=True)
+    steps = np.arange(1, points + 1)
+    grid = direction[:, None, None, :] * steps[None, None, :, None]
+    return np.broadcast_to(grid, (heads, LEVELS, points, 2)).reshape(-1).astype(np.float32)
+
+
+class DeformableSelfAttention(nnx.Module):
+    """Offsets and weights from the query, values from the maps."""
+
+    def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
+        self.heads, self.points = config.heads, config.points
+        width, taps = config.width, config.heads * LEVELS * config.points
+        zeros = nnx.initializers.zeros
+        self.sampling_offsets = nnx.Linear(width, taps * 2, kernel_init=zeros, rngs=rngs)
+        self.sampling_offsets.bias[...] = jnp.asarray(_ring_offsets(config.heads, config.points))
+        self.attention_weights = nnx.Linear(width, taps, kernel_init=zeros, rngs=rngs)
+        self.value_proj = nnx.Linear(width, width, kernel_init=xavier_uniform, rngs=rngs)
+        self.output_proj = nnx.Linear(width, width, kernel_init=xavier_uniform, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B T D"],
+        positions: Float[Array, "T D"],
+        reference: Float[Array, "T 2"],
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Float[Array, "B T D"]:
+        batch, length, _ = tokens.shape
+        query = tokens + positions
+        offsets = self.sampling_offsets(query)
+        offsets = offsets.reshape(batch, length, self.heads, LEVELS, self.points, 2)
+        weights = self.attention_weights(query).reshape(batch, length, self.heads, -1)
+        weights = jax.nn.softmax(weights, axis=-1).reshape(offsets.shape[:-1])
+        size = jnp.asarray([(w, h) for h, w in shapes], jnp.float32)
+        locations = reference[:, None, None, None] + offsets / size[:, None]
+        value = self.value_proj(tokens).reshape(batch, length, self.heads, -1)
+        # On CPU the gathered rows of 1/64 of the queries stay in cache (measured, see the op).
+        chunks = 64 if jax.default_backend() == "cpu" else 1
+        return self.output_proj(deformable_attention(value, locations, weights, shapes, chunks=chunks))
+
+
+class EncoderLayer(nnx.Module):
+    """Deformable self-attention and a ReLU feed-forward, each residual with LayerNorm after."""
+
+    def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.attention = DeformableSelfAttention(config, rngs=rngs)
+        self.norm1 = layer_norm(width, rngs=rngs)
+        self.linear1 = nnx.Linear(width, config.feedforward, kernel_init=xavier_uniform, rngs=rngs)
+        self.linear2 = nnx.Linear(config.feedforward, width, kernel_init=xavier_uniform, rngs=rngs)
+        self.norm2 = layer_norm(width, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B T D"],
+        positions: Float[Array, "T D"],
+        reference: Float[Array, "T 2"],
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Float[Array, "B T D"]:
+        tokens = self.norm1(tokens + self.attention(tokens, positions, reference, shapes))
+        return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
+
+
+class PixelDecoder(nnx.Module):
+    """Features of the frozen tower to `mask_features` and the three scales that the transformer decoder reads."""
+
+    def __init__(self, config: PixelDecoderConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
+        width = config.width
+        res2, *upper = widths
+        # From low to high resolution, as everywhere in this decoder: res5, res4, res3.
+        self.input_proj = nnx.List(nnx.Linear(w, width, kernel_init=xavier_uniform, rngs=rngs) for w in upper[::-1])
+        self.input_norm = nnx.List(group_norm(width, rngs=rngs) for _ in upper)
+        self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (LEVELS, width)))
+        self.layers = nnx.List(EncoderLayer(config, rngs=rngs) for _ in range(config.layers))
+        self.lateral = nnx.Linear(res2, width, use_bias=False, kernel_init=c2_xavier, rngs=rngs)
+        self.lateral_norm = group_norm(width, rngs=rngs)
+        self.output = nnx.Conv(width, width, (3, 3), use_bias=False, kernel_init=c2_xavier, rngs=rngs)
+        self.output_norm = group_norm(width, rngs=rngs)
+        self.mask_features = nnx.Linear(width, width, kernel_init=c2_xavier, rngs=rngs)
+
+    def __call__(self, features: Features) -> PixelDecoderOutput:
+        """All maps of the output are float32."""
+        inputs = [
+            norm(project(x.astype(jnp.float32)))
+            for norm, project, x in zip(
+                self.input_norm,
+                self.input_proj,
+                (features.res5, features.res4, features.res3),
+                strict=True,
+            )
+        ]
+        scales, encoded = self._encode(inputs)
+        res2 = features.res2.astype(jnp.float32)
+        y = self.lateral_norm(self.lateral(res2))
+        y = y + resize_bilinear(scales[-1], *res2.shape[1:3], axes=(1, 2))
+        y = jax.nn.relu(self.output_norm(self.output(y)))
+        return PixelDecoderOutput(
+            mask_features=self.mask_features(y),
+            multi_scale=tuple(scales),
+            encoder_layers=tuple(encoded),
+            input_proj=tuple(inputs),
+        )
+
+    def _encode(self, inputs: list[Array]) -> tuple[list[Array], list[Array]]:
+        batch, width = inputs[0].shape[0], inputs[0].shape[-1]
+        shapes = tuple(x.shape[1:3] for x in inputs)
+        tokens = jnp.concatenate([x.reshape(batch, -1, width) for x in inputs], axis=1)
+        positions = jnp.concatenate(
+            [sine_positions(h, w, width).reshape(-1, width) + self.level_embed[i] for i, (h, w) in enumerate(shapes)]
+        )
+        reference = jnp.concatenate([_pixel_centres(h, w) for h, w in shapes])
+        encoded = []
+        for layer in self.layers:
+            tokens = layer(tokens, positions, reference, shapes)
+            encoded.append(tokens)
+        scales, start = [], 0
+        for h, w in shapes:
+            scales.append(tokens[:, start : start + h * w].reshape(batch, h, w, width))
+            start += h * w
+        return scales, encoded
+
+
+def _pixel_centres(height: int, width: int) -> Float[Array, "T 2"]:
+    """The centre `(x, y)` of every pixel, in units of the map's size, row by row."""
+    x = (jnp.arange(width) + 0.5) / width
+    y = (jnp.arange(height) + 0.5) / height
+    grid = jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
+    return grid.reshape(-1, 2).astype(jnp.float32)

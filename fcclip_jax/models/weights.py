@@ -1,0 +1,252 @@
+"""A model on disk: a folder with config.json (what it is) and model.safetensors (flat parameter names -> arrays).
+
+Parameter names are the paths in the module tree, joined by dots: `clip.visual.stages.0.blocks.0.fc1.kernel`.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = "fcclip_jax"
+FORMAT_VERSION = 1
+
+# What a converted open_clip checkpoint holds: the frozen towers alone.
+TOWERS = "clip."
+
+_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+
+
+class WeightsError(ValueError):
+    """A model folder that cannot be used, with the reason and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What config.json says beside the sizes.
+
+    Attributes:
+        config: the model's sizes.
+        train_classes: the names it was trained on, as `Vocabulary.to_dict` gives them; decides what is "seen".
+        towers_only: the file holds the frozen CLIP towers without a trained mask generator.
+        no_object_weight: weight of "no object" in the training loss, carried for the way back to FC-CLIP's format.
+        provenance: where the weights come from, free form.
+        text_sha256: fingerprint of the text tower, the key of cached text embeddings.
+    """
+
+    config: FCCLIPConfig
+    train_classes: dict[str, Any] | None = None
+    towers_only: bool = False
+    no_object_weight: float = 0.1
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text_sha256: str = ""
+
+    def to_json(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["config"] = self.config.to_dict()
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return json.dumps(head | values, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_card(directory: str | os.PathLike) -> ModelCard:
+    """Reads config.json of a model folder.
+
+    Raises:
+        WeightsError: no such folder or file, not JSON, another format, or a field that does not belong.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(
+            f"{directory} is not a model folder: {CONFIG_FILE} is missing. Convert a checkpoint first, "
+            "with `python -m convert.fcclip --input X.pth --output DIR`."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ValueError(f'no `"format": "{FORMAT}"`')
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}")
+        values["config"] = FCCLIPConfig.from_dict(values.get("config", {}))
+        return ModelCard(**values)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from None
+
+
+def parameter_shapes(config: FCCLIPConfig, *, towers_only: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the order of the file. Allocates nothing."""
+    _, state = _abstract(config)
+    return {
+        name: tuple(leaf.shape)
+        for path, leaf in nnx.to_flat_state(state)
+        if (name := ".".join(map(str, path))).startswith(TOWERS if towers_only else "")
+    }
+
+
+def _abstract(config: FCCLIPConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: FCCLIP(config, dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def save_model(
+    directory: str | os.PathLike,
+    card: ModelCard,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    *,
+    extra_files: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a model folder: aside first, then renamed, so a failure leaves nothing behind.
+
+    Args:
+        read: name to array, float32 or float16, C-contiguous; called once a parameter, in order. Only one array
+            is held at a time.
+        extra_files: further text files of the folder, name to content.
+
+    Raises:
+        WeightsError: `directory` holds something that is not a model folder.
+        OSError: the disk is full, or the place is not writable.
+    """
+    target = Path(directory)
+    if target.exists() and not (target / CONFIG_FILE).is_file() and any(target.iterdir()):
+        raise WeightsError(f"{target} exists and is not a model folder: choose another --output")
+    aside = target.with_name(target.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        write_safetensors(aside / WEIGHTS_FILE, shapes, read)
+        for name, text in {CONFIG_FILE: card.to_json(), **(extra_files or {})}.items():
+            (aside / name).write_text(text, encoding="utf-8")
+        if target.exists():
+            old = target.with_name(target.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            aside.rename(target)
+            shutil.rmtree(old)
+        else:
+            aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_safetensors(
+    path: str | os.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    *,
+    dtype: np.dtype | type = np.float32,
+) -> None:
+    """Streams arrays into a safetensors file. (The library's own writer needs all of them in memory.)
+
+    The header is eight bytes of length and a JSON table of name -> dtype, shape and byte range; data follows.
+    """
+    dtype = np.dtype(dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    offset = 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    table = json.dumps(header, separators=(",", ":")).encode()
+    table += b" " * (-len(table) % 8)
+    with Path(path).open("wb") as file:
+        file.write(struct.pack("<Q", len(table)) + table)
+        for name, shape in shapes.items():
+            array = np.ascontiguousarray(read(name), dtype=dtype)
+            if array.shape != tuple(shape):
+                raise WeightsError(f"{name} has shape {array.shape}, expected {tuple(shape)}")
+            file.write(array.data if array.ndim else array.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[ModelCard, nnx.GraphDef, nnx.State]:
+    """Reads a model folder onto the default device.
+
+    Args:
+        dtype: of the computation in towers and transformer decoder; parameters stay as stored.
+
+    Returns:
+        the card, and the model split for `jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))`.
+
+    Raises:
+        WeightsError: the folder or file is missing, truncated, of another size, or of another dtype.
+    """
+    card = read_card(directory)
+    if card.towers_only:
+        raise WeightsError(
+            f"{directory} holds only the frozen CLIP towers of {card.config.name}: it can start a training, "
+            "but has no mask generator to segment with."
+        )
+    graphdef, state = _abstract(card.config, dtype)
+    path = Path(directory) / WEIGHTS_FILE
+    wanted = {".".join(map(str, p)): p for p, _ in nnx.to_flat_state(state)}
+    shapes = {".".join(map(str, p)): tuple(v.shape) for p, v in nnx.to_flat_state(state)}
+    with _open(path) as file:
+        check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, shapes)  # noqa: SIM118
+        flat = []
+        for name, leaf_path in wanted.items():
+            array = file.get_tensor(name)
+            if not np.issubdtype(array.dtype, np.floating):
+                raise WeightsError(f"{path}: {name} is {array.dtype}, expected float32 or float16")
+            flat.append((leaf_path, nnx.Param(jnp.asarray(array, jnp.float32))))
+    return card, graphdef, nnx.from_flat_state(flat)
+
+
+def check_shapes(
+    source: str | os.PathLike, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compares names and shapes both ways.
+
+    Raises:
+        WeightsError: they differ; names the first few of each kind, and counts the rest.
+    """
+    problems = [
+        *_listed("missing", [k for k in expected if k not in found]),
+        *_listed("not expected", [k for k in found if k not in expected]),
+        *_listed(
+            "of another shape",
+            [f"{k} {found[k]}, expected {expected[k]}" for k in expected if k in found and found[k] != expected[k]],
+        ),
+    ]
+    if problems:
+        raise WeightsError(f"{source} does not fit the model it is read as:\n" + "\n".join(problems))
+
+
+def _listed(kind: str, names: Iterable[str], show: int = 5) -> list[str]:
+    names = list(names)
+    if not names:
+        return []
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return [f"  {len(names)} {kind}: {', '.join(names[:show])}{more}"]
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: the model folder is not complete, convert or copy it again")
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is damaged ({error}): it may have been cut short, convert or copy it again"
+        ) from None
+
+
+def initialize(config: FCCLIPConfig, seed: int = 0, *, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model with fresh random weights, for training from scratch and for tests."""
+    graphdef, _ = _abstract(config, dtype)
+    make = jax.jit(lambda: nnx.state(FCCLIP(config, dtype=dtype, rngs=nnx.Rngs(seed))))
+    return graphdef, make()
