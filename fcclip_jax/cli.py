@@ -1,0 +1,136 @@
+"""The command line: `fcclip segment IMAGE... --vocabulary "cat; sofa, couch"` and `fcclip demo`.
+
+Only argparse is imported at the top, so that `fcclip --help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fcclip_jax.version import __version__
+
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0, 1 where some images failed, 2 where the input cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted: what is written is complete", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fcclip", description="Open-vocabulary segmentation: type words, see masks.")
+    parser.add_argument("--version", action="version", version=f"fcclip_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_segment(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_segment(commands) -> None:
+    segment = commands.add_parser("segment", help="segment photos with any words", description=_SEGMENT)
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or globs in quotes")
+    words = segment.add_mutually_exclusive_group(required=True)
+    words.add_argument(
+        "--vocabulary",
+        help='words: "cat; sofa, couch" (`;` parts classes, `,` synonyms; without any `;`, `,` parts classes)',
+    )
+    words.add_argument("--labels", metavar="FILE", help="a label file, lines of `id:name,synonym,...`")
+    words.add_argument("--dataset", help="a built-in list, such as coco_panoptic or ade20k_150")
+    segment.add_argument("--stuff", help='those of the words that are stuff, not countable: "sky, road"')
+    segment.add_argument("--checkpoint", metavar="DIR", help="a converted model; see `python -m convert.fcclip --help`")
+    segment.add_argument("--output", metavar="DIR", default="fcclip_output", help="default: %(default)s")
+    segment.add_argument("--task", default="panoptic,semantic", help="among panoptic,semantic,instance (%(default)s)")
+    segment.add_argument("--min_size", type=_positive, default=800, help="shorter edge in the network (%(default)s)")
+    segment.add_argument("--max_size", type=_positive, default=1333, help="longer edge at most (%(default)s)")
+    segment.add_argument(
+        "--overlap_threshold",
+        type=_share,
+        default=0.8,
+        help="drop a segment that keeps less than this share of its mask (%(default)s)",
+    )
+    segment.add_argument(
+        "--object_threshold", type=_share, default=0.0, help="least class probability of a segment (%(default)s)"
+    )
+    segment.add_argument("--batch_size", type=_positive, default=1, help="photos at a time (%(default)s)")
+    segment.set_defaults(run=_run_segment)
+
+
+_SEGMENT = (
+    "Writes for each photo.jpg: photo.overlay.png, photo.panoptic.png (id = R + 256 G + 65536 B), "
+    "photo.semantic.png (class index) and photo.json (segments, instances), as asked for by --task."
+)
+
+
+def _add_demo(commands) -> None:
+    demo = commands.add_parser("demo", help="segment a photo that comes with the package")
+    demo.add_argument("--output", metavar="DIR", default="demo_output", help="default: %(default)s")
+    demo.add_argument("--vocabulary", default="cup; saucer, plate; spoon; coffee; wooden table, table")
+    demo.add_argument("--stuff", default="wooden table")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_segment(options: argparse.Namespace) -> int:
+    from fcclip_jax import segment_files
+
+    return segment_files.run(
+        options.images,
+        vocabulary=segment_files.read_vocabulary(options.vocabulary, options.labels, options.dataset, options.stuff),
+        checkpoint=options.checkpoint,
+        output=options.output,
+        tasks=segment_files.parse_tasks(options.task),
+        min_size=options.min_size,
+        max_size=options.max_size,
+        overlap_threshold=options.overlap_threshold,
+        object_threshold=options.object_threshold,
+        batch_size=options.batch_size,
+    )
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from importlib import resources
+
+    from fcclip_jax import segment_files
+
+    with resources.as_file(resources.files("fcclip_jax") / "assets" / "coffee.jpg") as photo:
+        # The untrained network calls most of every mask contested, so the demo keeps contested segments.
+        code = segment_files.run(
+            [photo],
+            vocabulary=segment_files.read_vocabulary(options.vocabulary, None, None, options.stuff),
+            output=options.output,
+            tasks=("panoptic", "semantic", "instance"),
+            min_size=320,
+            overlap_threshold=0.0,
+        )
+    print(f"\nLook at {options.output}/coffee.overlay.png. Next, with real weights (README, section Weights):")
+    print('  fcclip segment photo.jpg --checkpoint DIR --vocabulary "cat; sofa, couch; window" --stuff window')
+    return code
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
