@@ -8,26 +8,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-
-def _corners(
-    locations: Float[Array, "*A 2"], height: int, width: int
-) -> tuple[Int[Array, "*A 4"], Float[Array, "*A 4"]]:
-    """Flat indices and bilinear weights of the four corners around points `(x, y)` given in [0, 1]."""
-    x = locations[..., 0] * width - 0.5
-    y = locations[..., 1] * height - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    right_share, bottom_share = x - left, y - top
-    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
-    indices, weights = [], []
-    for dy, y_share in ((0, 1 - bottom_share), (1, bottom_share)):
-        for dx, x_share in ((0, 1 - right_share), (1, right_share)):
-            column, row = left + dx, top + dy
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            weights.append(jnp.where(inside, x_share * y_share, 0.0))
-            indices.append(jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1))
-    return jnp.stack(indices, -1), jnp.stack(weights, -1)
+from fcclip_jax.ops.bilinear import corners
 
 
 def _attend(
@@ -40,7 +23,7 @@ def _attend(
     queries = locations.shape[1]
     start, indices, shares = 0, [], []
     for level, (h, w) in enumerate(shapes):
-        index, share = _corners(locations[:, :, :, level], h, w)
+        index, share = corners(locations[:, :, :, level], h, w)
         indices.append(index + start)
         shares.append(share * weights[:, :, :, level, :, None])
         start += h * w

@@ -1,0 +1,1 @@
+"""What the predictions should have been: matching and loss terms, pure functions."""
