@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.losses.matcher import matching_cost
 from fcclip_jax.ops.point_sampling import sample_maps, sample_segments
@@ -44,12 +44,33 @@ class Targets:
     valid: jax.Array
 
 
-def random_draw(key: Array) -> Draw:
-    """Uniform numbers in [0, 1), anew for every layer and purpose."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """What the sums are divided by, of a whole batch: `segments`, their number (at least 1), and `class_weight`, the
+    sum of the class term's weights. Known before any matching, so a batch may be worked off in parts."""
+
+    segments: jax.Array
+    class_weight: jax.Array
+
+    @classmethod
+    def of(cls, valid: Bool[Array, "B N"], queries: int, config: CriterionConfig) -> "Normalizer":
+        """Of a batch with these segments, when each of `queries` answers for at most one."""
+        count = valid.sum(axis=-1).astype(jnp.float32)
+        matched = jnp.minimum(count, queries)
+        weight = jnp.sum(matched + config.no_object_weight * (queries - matched))
+        return cls(jnp.maximum(count.sum(), 1.0), weight)
+
+
+def random_draw(key: Array, first: int | Array = 0, stride: int = 1) -> Draw:
+    """Uniform numbers in [0, 1), anew for every layer, purpose and image. Image i of the part stands at
+    `first + stride * i` of the whole batch, so its numbers do not depend on how the batch is split."""
     purposes = ("matcher", "candidates", "uniform")
 
     def draw(layer: int, purpose: str, shape: tuple[int, ...]) -> Array:
-        return jax.random.uniform(jax.random.fold_in(key, layer * len(purposes) + purposes.index(purpose)), shape)
+        here = jax.random.fold_in(key, layer * len(purposes) + purposes.index(purpose))
+        keys = jax.vmap(lambda i: jax.random.fold_in(here, i))(first + stride * jnp.arange(shape[0]))
+        return jax.vmap(lambda k: jax.random.uniform(k, shape[1:]))(keys)
 
     return draw
 
@@ -81,7 +102,7 @@ def class_loss(
     queries: Int[Array, "B N"],
     no_object_weight: float,
 ) -> Float[Array, ""]:
-    """Cross-entropy, void where no segment was assigned, as the mean weighted with `no_object_weight` for void."""
+    """Cross-entropy, void where no segment was assigned, summed with weight `no_object_weight` for void."""
     void = logits.shape[-1] - 1
     wanted = jnp.full(logits.shape[:2], void, jnp.int32)
     # Unassigned rows (-1) are sent out of bounds, where `drop` ignores them.
@@ -89,8 +110,7 @@ def class_loss(
     wanted = jax.vmap(lambda w, p, y: w.at[p].set(y, mode="drop"))(wanted, place, labels)
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     loss = -jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
-    weight = jnp.where(wanted == void, no_object_weight, 1.0)
-    return jnp.sum(loss * weight) / jnp.sum(weight)
+    return jnp.sum(loss * jnp.where(wanted == void, no_object_weight, 1.0))
 
 
 def loss_points(
@@ -134,15 +154,20 @@ def criterion(
     draw: Draw,
     assign: Assign,
     config: CriterionConfig,
+    normalizer: Normalizer | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum over all predictions, and every weighted term by name.
 
     Terms are `loss_ce_i`, `loss_mask_i`, `loss_dice_i`, i = 0 for the prediction before the first layer; the last
     prediction's carry no number, as in the reference. Mask and dice sums are divided by the number of segments of
-    the whole batch (at least 1), matched or not. All in float32.
+    the whole batch (at least 1), matched or not; the class term is a weighted mean. All in float32.
+
+    Args:
+        normalizer: of the whole batch, where this is a part of it; the parts' losses then add up to the whole's.
     """
+    if normalizer is None:
+        normalizer = Normalizer.of(targets.valid, masks[0].shape[1], config)
     matched = match(logits, masks, targets, draw, assign, config)
-    count = jnp.maximum(targets.valid.sum().astype(jnp.float32), 1.0)
     batch, segments = targets.labels.shape
     sampled = int(config.points * config.oversample)
     uniform = config.points - int(config.important * config.points)
@@ -158,7 +183,7 @@ def criterion(
             config,
         )
         ce = class_loss(logits[layer], targets.labels, queries, config.no_object_weight)
-        terms[f"loss_ce{suffix}"] = config.class_weight * ce
-        terms[f"loss_mask{suffix}"] = config.mask_weight * bce / count
-        terms[f"loss_dice{suffix}"] = config.dice_weight * dice / count
+        terms[f"loss_ce{suffix}"] = config.class_weight * ce / normalizer.class_weight
+        terms[f"loss_mask{suffix}"] = config.mask_weight * bce / normalizer.segments
+        terms[f"loss_dice{suffix}"] = config.dice_weight * dice / normalizer.segments
     return sum(terms.values()), terms

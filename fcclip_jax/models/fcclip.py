@@ -106,23 +106,33 @@ class Forward:
 
 
 class Clip(nnx.Module):
-    """The two frozen towers and CLIP's own logit scale."""
+    """The two frozen towers and CLIP's own logit scale. A training step works without the text tower."""
 
-    def __init__(self, config: FCCLIPConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: FCCLIPConfig, *, with_text: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
         self.visual = ClipVision(config.vision, config.embed_dim, dtype=dtype, rngs=rngs)
-        self.text = ClipText(config.text, config.embed_dim, dtype=dtype, rngs=rngs)
+        self.text = ClipText(config.text, config.embed_dim, dtype=dtype, rngs=rngs) if with_text else None
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
 
 class FCCLIP(nnx.Module):
     """Images to mask predictions; mask predictions and text rows to class probabilities."""
 
-    def __init__(self, config: FCCLIPConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: FCCLIPConfig,
+        *,
+        with_text: bool = True,
+        remat: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is that of the computation in the towers and the transformer decoder. With `remat` the decoders'
+        layers are computed again in the backward pass instead of being kept."""
         self.config = config
-        self.clip = Clip(config, dtype=dtype, rngs=rngs)
-        self.pixel_decoder = PixelDecoder(config.pixel_decoder, config.vision.widths, rngs=rngs)
+        self.clip = Clip(config, with_text=with_text, dtype=dtype, rngs=rngs)
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, config.vision.widths, remat=remat, rngs=rngs)
         self.transformer_decoder = TransformerDecoder(
-            config.transformer_decoder, config.embed_dim, dtype=dtype, rngs=rngs
+            config.transformer_decoder, config.embed_dim, remat=remat, dtype=dtype, rngs=rngs
         )
         self.void_embedding = nnx.Param(jax.random.normal(rngs.params(), (1, config.embed_dim)))
 

@@ -2,6 +2,7 @@
 FPN step to stride 4. Always float32, as in the reference."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -98,7 +99,8 @@ class EncoderLayer(nnx.Module):
 class PixelDecoder(nnx.Module):
     """Features of the frozen tower to `mask_features` and the three scales that the transformer decoder reads."""
 
-    def __init__(self, config: PixelDecoderConfig, widths: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, config: PixelDecoderConfig, widths: tuple[int, ...], *, remat: bool = False, rngs: nnx.Rngs):
+        self.remat = remat
         width = config.width
         res2, *upper = widths
         # From low to high resolution, as everywhere in this decoder: res5, res4, res3.
@@ -145,7 +147,8 @@ class PixelDecoder(nnx.Module):
         reference = jnp.concatenate([_pixel_centres(h, w) for h, w in shapes])
         encoded = []
         for layer in self.layers:
-            tokens = layer(tokens, positions, reference, shapes)
+            call = functools.partial(layer, positions=positions, reference=reference, shapes=shapes)
+            tokens = jax.checkpoint(call)(tokens) if self.remat else call(tokens)
             encoded.append(tokens)
         scales, start = [], 0
         for h, w in shapes:

@@ -80,7 +80,16 @@ class DecoderLayer(nnx.Module):
 class TransformerDecoder(nnx.Module):
     """Q learned queries against the three scales, by turns, to masks and class embeddings."""
 
-    def __init__(self, config: TransformerDecoderConfig, embed_dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerDecoderConfig,
+        embed_dim: int,
+        *,
+        remat: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
         width = config.width
         normal = nnx.initializers.normal(1.0)
         self.dtype = dtype
@@ -106,8 +115,8 @@ class TransformerDecoder(nnx.Module):
         steps = [self._predict(queries, pixels.mask_features, shapes[0])]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
-            blocked = steps[-1][-1]
-            queries = layer(queries, query_embed, memory[level], positions[level], blocked)
+            call = jax.checkpoint(layer) if self.remat else layer
+            queries = call(queries, query_embed, memory[level], positions[level], steps[-1][-1])
             steps.append(self._predict(queries, pixels.mask_features, shapes[(i + 1) % LEVELS]))
         return DecoderOutput(*(tuple(column) for column in zip(*steps, strict=True)))
 

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159), as gathers that XLA compiles anywhere.
 
-Each query reads P points on each of L levels, bilinearly, with zeros outside the map. All corners of all points
-are rows of ONE flat gather, weighted and summed by one einsum: `corner weight x attention weight`.
+Each query reads P points on each of L levels, bilinearly, with zeros outside the map. All corners of all points of
+an image are rows of ONE flat gather, weighted and summed by one einsum: `corner weight x attention weight`.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,30 @@ def _attend(
     weights: Float[Array, "B Q M L P"],
     shapes: Sequence[tuple[int, int]],
 ) -> Float[Array, "B Q M d"]:
-    batch, size, heads, width = value.shape
-    queries = locations.shape[1]
+    # One gather an image, so that a batch split over devices stays where it is: with the batch folded into the row
+    # numbers the partitioner would have to assume that any image reads from any other.
+    return jax.vmap(lambda v, x, a: _attend_one(v, x, a, shapes))(value, locations, weights)
+
+
+def _attend_one(
+    value: Float[Array, "S M d"],
+    locations: Float[Array, "Q M L P 2"],
+    weights: Float[Array, "Q M L P"],
+    shapes: Sequence[tuple[int, int]],
+) -> Float[Array, "Q M d"]:
+    size, heads, width = value.shape
+    queries = locations.shape[0]
     start, indices, shares = 0, [], []
     for level, (h, w) in enumerate(shapes):
-        index, share = corners(locations[:, :, :, level], h, w)
+        index, share = corners(locations[:, :, level], h, w)
         indices.append(index + start)
-        shares.append(share * weights[:, :, :, level, :, None])
+        shares.append(share * weights[:, :, level, :, None])
         start += h * w
-    index = jnp.stack(indices, 3).reshape(batch, queries, heads, -1)
-    share = jnp.stack(shares, 3).reshape(batch, queries, heads, -1)
-    rows = (index + (jnp.arange(batch) * size)[:, None, None, None]) * heads + jnp.arange(heads)[:, None]
-    taps = value.reshape(batch * size * heads, width).at[rows].get(mode="promise_in_bounds")
-    return jnp.einsum("bqmkd,bqmk->bqmd", taps, share.astype(value.dtype))
+    index = jnp.stack(indices, 2).reshape(queries, heads, -1)
+    share = jnp.stack(shares, 2).reshape(queries, heads, -1)
+    rows = index * heads + jnp.arange(heads)[:, None]
+    taps = value.reshape(size * heads, width).at[rows].get(mode="promise_in_bounds")
+    return jnp.einsum("qmkd,qmk->qmd", taps, share.astype(value.dtype))
 
 
 def deformable_attention(

@@ -1,0 +1,88 @@
+"""What a training run carries from step to step, and how it is born: sharded, never whole on one device."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
+from fcclip_jax.training.optimizer import split_frozen
+from fcclip_jax.training.sharding import shard_like_parameters
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """`step` int32; `params` the trainable part; `opt_state`; `average` an exponential moving average of `params`, or
+    None; `key` the run's random key, the same at all steps (a step folds its number in)."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: Any
+    average: nnx.State | None
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """How the model computes: `dtype` of towers and transformer decoder; `remat` recomputes decoder layers."""
+
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+
+def abstract_model(config: FCCLIPConfig, options: ModelOptions) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(graphdef, trainable shapes, frozen shapes) of the model without its text tower."""
+    model = nnx.eval_shape(lambda: _build(config, options, jax.random.key(0)))
+    graphdef, state = nnx.split(model)
+    return graphdef, *split_frozen(state)
+
+
+def _build(config: FCCLIPConfig, options: ModelOptions, key: jax.Array) -> FCCLIP:
+    return FCCLIP(config, with_text=False, remat=options.remat, dtype=options.dtype, rngs=nnx.Rngs(key))
+
+
+def init_state(
+    config: FCCLIPConfig,
+    options: ModelOptions,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int = 0,
+    average: bool = False,
+    params: nnx.State | None = None,
+) -> TrainState:
+    """A fresh state, each array created where it belongs.
+
+    Args:
+        params: start from these trainable parameters instead of random ones.
+    """
+
+    def make(key, params) -> TrainState:
+        if params is None:
+            params, _ = split_frozen(nnx.state(_build(config, options, key)))
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            average=jax.tree.map(jnp.copy, params) if average else None,
+            key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        )
+
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(make, key, params)
+    return jax.jit(make, out_shardings=shard_like_parameters(mesh, shapes))(key, params)
+
+
+def place_frozen(frozen: nnx.State, mesh: Mesh, dtype: Any | None = None) -> nnx.State:
+    """Puts the frozen towers on the mesh, by the same rules as parameters, optionally in another dtype."""
+
+    def put(leaf, sharding):
+        # `device_put` of a host array sends each device only its own part.
+        return jax.device_put(leaf if dtype is None else jnp.asarray(leaf, dtype), sharding)
+
+    return jax.tree.map(put, frozen, shard_like_parameters(mesh, frozen))
