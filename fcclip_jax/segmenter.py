@@ -19,14 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from fcclip_jax import visualization
 from fcclip_jax.data import transforms
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import FCCLIP, VARIANTS
 from fcclip_jax.models.text_classifier import TextClassifier
-from fcclip_jax.results.results import TASKS, Sizes, compute_results
+from fcclip_jax.results.results import TASKS, compute_results
 from fcclip_jax.structures import Instance, MaskPredictions, Segment
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
@@ -42,12 +42,12 @@ def cache_directory() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImage:
-    """One image after the forward pass, before any word: the predictions (batch of 1) and the sizes on the way back
-    to the photo's own pixels."""
+    """One image after the forward pass, before any word: the predictions (batch of 1), and `network_size`, the
+    `(height, width)` it had in the network before padding."""
 
     image: np.ndarray
     predictions: MaskPredictions
-    sizes: Sizes
+    network_size: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,8 @@ class Segmenter:
         found = compute_results(
             encoded.predictions.masks[0],
             log_probs[0],
-            encoded.sizes,
+            network_size=encoded.network_size,
+            output_size=encoded.image.shape[:2],
             names=words.names,
             isthing=words.isthing,
             tasks=tasks,
@@ -251,11 +252,20 @@ class Segmenter:
         class_log_probs `[1,Q,K+1]`.
         """
         words = Vocabulary.parse(vocabulary)
-        out = self._forward(self._state, self._preprocess(image)[0][None])
-        rows, classes, seen = self._text_arguments(words)
-        named = self._classify(self._state, out.predictions, rows, classes, seen)
-        logits = self._layer_logits(self._state, out.decoder.class_embeds, rows, classes, words.num_classes)
-        intermediates = {
+        return self.intermediates(self._preprocess(image)[0][None], *self._text_arguments(words))
+
+    def intermediates(
+        self,
+        inputs: Float[np.ndarray, "B H W 3"],
+        rows: Float[np.ndarray, "S E"],
+        synonym_to_class: Int[np.ndarray, "S"],
+        seen: Bool[np.ndarray, "K"],
+    ) -> dict[str, Any]:
+        """What `forward` returns, for a normalised and padded batch and unit text rows."""
+        out = self._forward(self._state, inputs)
+        named = self._classify(self._state, out.predictions, rows, synonym_to_class, seen)
+        logits = self._layer_logits(self._state, out.decoder.class_embeds, rows, synonym_to_class, len(seen))
+        arrays = {
             **{f.name: getattr(out.features, f.name) for f in dataclasses.fields(out.features)},
             **{f.name: getattr(out.pixels, f.name) for f in dataclasses.fields(out.pixels)},
             "queries": out.decoder.queries,
@@ -269,7 +279,7 @@ class Segmenter:
         }
         return {
             key: [np.asarray(x) for x in value] if isinstance(value, list | tuple) else np.asarray(value)
-            for key, value in intermediates.items()
+            for key, value in arrays.items()
         }
 
     def _text_arguments(self, words: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -284,10 +294,9 @@ class Segmenter:
         size = transforms.target_size(*_checked(image).shape[:2], self.min_size, self.max_size)
         return tuple(-(-edge // 32) * 32 for edge in size)
 
-    def _preprocess(self, image: np.ndarray) -> tuple[np.ndarray, Sizes]:
+    def _preprocess(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         resized = transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
-        padded = transforms.pad_to_multiple(transforms.normalize(resized))
-        return padded, Sizes(padded=padded.shape[:2], resized=resized.shape[:2], original=image.shape[:2])
+        return transforms.pad_to_multiple(transforms.normalize(resized)), resized.shape[:2]
 
     def _encode_batch(self, images: Sequence[np.ndarray]) -> Iterator[EncodedImage]:
         inputs, sizes = zip(*map(self._preprocess, images), strict=True)

@@ -67,9 +67,7 @@ def draw_panoptic(
     if len(set(ids)) < len(ids) or not all(1 <= i <= _MAX_ID for i in ids):
         raise ValueError(f"segment ids must differ and lie in 1 to {_MAX_ID}: {sorted(ids)}")
     notes = [f"{s.score:.0%}" if math.isfinite(s.score) else "" for s in segments]
-    regions = [
-        _Region(s.id, s.category_id, s.name, note, s.isthing) for s, note in zip(segments, notes, strict=True)
-    ]
+    regions = [_Region(s.id, s.category_id, s.name, note, s.isthing) for s, note in zip(segments, notes, strict=True)]
     return _draw(image, panoptic, regions, alpha, labels)
 
 
@@ -214,9 +212,7 @@ def _candidates(region: _Region) -> Float[np.ndarray, "36 3"]:
     return np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=1)
 
 
-def _least_distance(
-    colors: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]
-) -> Float[np.ndarray, "n"]:
+def _least_distance(colors: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n"]:
     # Under a translucent fill the photo sets the lightness: a difference in it counts for less.
     distances = np.linalg.norm((colors[:, None] - others[None]) * (0.4, 1, 1), axis=2)
     return distances.min(axis=1, initial=1.0)

@@ -18,9 +18,7 @@ from fcclip_jax.visualization import draw_panoptic, draw_semantic, panoptic_to_r
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def segment(
-    index: int, *, name: str = "cat", kind: int | None = None, thing: bool = True, score=0.9
-) -> Segment:
+def segment(index: int, *, name: str = "cat", kind: int | None = None, thing: bool = True, score=0.9) -> Segment:
     return Segment(index, index if kind is None else kind, name, thing, score, 1)
 
 
@@ -126,9 +124,7 @@ def test_outlines_lie_along_the_borders_only():
     panoptic[60:140, 60:140] = 2
     image = np.full((200, 200, 3), 128, np.uint8)
     drawn = draw_panoptic(image, panoptic, [segment(1), segment(2)], labels=False).astype(int)
-    differs = (
-        np.abs(drawn - np.where((panoptic == 1)[..., None], drawn[5, 5], drawn[100, 100])).max(axis=2) > 0
-    )
+    differs = np.abs(drawn - np.where((panoptic == 1)[..., None], drawn[5, 5], drawn[100, 100])).max(axis=2) > 0
     expected = np.zeros_like(differs)
     expected[59:141, 59:141] = True  # one pixel to each side at this size
     expected[61:139, 61:139] = False
@@ -138,9 +134,7 @@ def test_outlines_lie_along_the_borders_only():
 
 def test_thin_outlines_grow_with_the_image():
     panoptic = np.repeat(np.array([1, 2], np.int32), 1000)[None].repeat(2000, axis=0)
-    drawn = draw_panoptic(
-        np.zeros((2000, 2000, 3), np.uint8), panoptic, [segment(1), segment(2)], labels=False
-    )
+    drawn = draw_panoptic(np.zeros((2000, 2000, 3), np.uint8), panoptic, [segment(1), segment(2)], labels=False)
     assert np.flatnonzero((drawn[1000] != drawn[1000, 10]).any(axis=1))[0] == 996  # 2000 / 500 = 4 pixels
 
 
@@ -250,9 +244,7 @@ def test_small_segments_carry_no_name(boxes):
 
 def test_names_grow_with_the_image_and_stay_readable_on_small_ones(boxes):
     for height, width in ((48, 64), (427, 640), (3000, 4000)):
-        draw_panoptic(
-            np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.int32), [segment(1)]
-        )
+        draw_panoptic(np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.int32), [segment(1)])
     heights = [bottom - top for top, _, bottom, _ in boxes]
     assert heights[0] >= 10
     # 2.5 % of the geometric mean side, and the box's margins.
@@ -359,9 +351,7 @@ def test_any_shape(shape):
     panoptic = cells(*shape, 2)
     drawn = draw_panoptic(photo(*shape), panoptic, [segment(1), segment(2, thing=False)])
     assert drawn.shape == (*shape, 3) and drawn.dtype == np.uint8
-    np.testing.assert_array_equal(
-        drawn, draw_panoptic(photo(*shape), panoptic, [segment(1), segment(2, thing=False)])
-    )
+    np.testing.assert_array_equal(drawn, draw_panoptic(photo(*shape), panoptic, [segment(1), segment(2, thing=False)]))
 
 
 def test_nothing_to_draw():

@@ -256,9 +256,7 @@ def _exists(path: Path) -> bool:
 def _only_images(paths: Iterable[Path]) -> list[Path]:
     suffixes = _image_suffixes()
     return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+        path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
 
 

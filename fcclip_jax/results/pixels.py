@@ -149,9 +149,7 @@ def semantic_run(probabilities: Float[Array, "P Q"], class_probs: Float[Array, "
 
 
 @jax.jit
-def instance_run(
-    logits: Float[Array, "P q"], count: Int[Array, ""]
-) -> tuple[Bool[Array, "q P"], Float[Array, " q"]]:
+def instance_run(logits: Float[Array, "P q"], count: Int[Array, ""]) -> tuple[Bool[Array, "q P"], Float[Array, " q"]]:
     """Where each mask's logit is positive, and the sum of its sigmoid there, over the photo's pixels."""
     inside = logits > 0
     probabilities = jnp.where(inside, jax.nn.sigmoid(logits), 0.0)

@@ -39,9 +39,7 @@ def _softmax(x: Float[np.ndarray, "Q K1"]) -> Float[np.ndarray, "Q K1"]:
 def _check(masks, log_probs, names, isthing, tasks, max_instances) -> None:
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:
-        raise ValueError(
-            f"tasks must be some of {', '.join(TASKS)}; got {', '.join(map(str, unknown)) or 'none'}"
-        )
+        raise ValueError(f"tasks must be some of {', '.join(TASKS)}; got {', '.join(map(str, unknown)) or 'none'}")
     if masks.ndim != 3 or log_probs.ndim != 2 or len(masks) != len(log_probs) or 0 in masks.shape:
         raise ValueError(
             f"masks {masks.shape} and class log-probabilities {log_probs.shape} are not [Q,h,w] and [Q,K+1]"

@@ -11,9 +11,7 @@ from fcclip_jax.results.upsample import PixelRun, Upsampling, to_image
 class SemanticTask:
     """Gathers the best class run by run. Void is left out: every pixel has a class."""
 
-    def __init__(
-        self, masks: Float[Array, "Q h w"], class_probs: Float[np.ndarray, "Q K1"], upsampling: Upsampling
-    ):
+    def __init__(self, masks: Float[Array, "Q h w"], class_probs: Float[np.ndarray, "Q K1"], upsampling: Upsampling):
         queries, classes = class_probs.shape[0], class_probs.shape[1] - 1
         self.width = max(queries, classes)
         self._class_probs = class_probs[:, :-1]

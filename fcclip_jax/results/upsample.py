@@ -38,9 +38,7 @@ def axis_stencil(
         ValueError: a size below 1, or a network size outside the padded one.
     """
     if not 1 <= network <= STRIDE * cells:
-        raise ValueError(
-            f"a network input of {network} pixels does not fit {cells} mask cells of {STRIDE} pixels"
-        )
+        raise ValueError(f"a network input of {network} pixels does not fit {cells} mask cells of {STRIDE} pixels")
     to_network = interpolation_matrix(cells, STRIDE * cells)[:network].astype(np.float64)
     matrix = interpolation_matrix(network, pixels) @ to_network
     taps = min(TAPS, cells)
@@ -82,9 +80,7 @@ class Upsampling:
         ValueError: sizes that do not fit together.
     """
 
-    def __init__(
-        self, mask_size: tuple[int, int], network_size: tuple[int, int], output_size: tuple[int, int]
-    ):
+    def __init__(self, mask_size: tuple[int, int], network_size: tuple[int, int], output_size: tuple[int, int]):
         self.output_size = output_size
         self.pixels = output_size[0] * output_size[1]
         self._start_y, self._weights_y = axis_stencil(mask_size[0], network_size[0], output_size[0])

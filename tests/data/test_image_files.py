@@ -299,9 +299,7 @@ def test_threads_share_the_lifted_limit(tmp_path, monkeypatch):
     path = save(tmp_path / "x.png", PIXELS)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
     images = []
-    threads = [
-        threading.Thread(target=lambda: images.extend(read_image(path) for _ in range(20))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: images.extend(read_image(path) for _ in range(20))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,16 +13,12 @@ ISTHING = np.array([True, True, False, False])
 
 def segments_of(labels, scores, won, size, area, threshold=0.8):
     kept = KeptQueries(np.arange(len(labels)), np.array(labels), np.array(scores))
-    ids, segments = make_segments(
-        kept, np.array(won), np.array(size), np.array(area), NAMES, ISTHING, threshold
-    )
+    ids, segments = make_segments(kept, np.array(won), np.array(size), np.array(area), NAMES, ISTHING, threshold)
     return list(ids), [(s.id, s.name, s.isthing, round(s.score, 6), s.area) for s in segments]
 
 
 def test_things_stay_apart_and_stuff_merges():
-    ids, segments = segments_of(
-        [0, 2, 0, 2, 3], [0.5, 0.25, 0.5, 0.75, 1], [10] * 5, [10] * 5, [9, 8, 7, 6, 5]
-    )
+    ids, segments = segments_of([0, 2, 0, 2, 3], [0.5, 0.25, 0.5, 0.75, 1], [10] * 5, [10] * 5, [9, 8, 7, 6, 5])
     assert ids == [1, 2, 3, 2, 4]
     assert segments == [
         (1, "cat", True, 0.5, 9),

@@ -203,8 +203,7 @@ def test_the_order_of_queries_only_numbers_the_segments():
 
     def described(result):
         return sorted(
-            (s.category_id, s.score, s.area, np.flatnonzero(result.panoptic == s.id).tobytes())
-            for s in result.segments
+            (s.category_id, s.score, s.area, np.flatnonzero(result.panoptic == s.id).tobytes()) for s in result.segments
         )
 
     assert len(plain.segments) > 3

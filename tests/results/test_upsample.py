@@ -67,9 +67,7 @@ def test_runs_cover_the_photo_once_and_agree_for_any_length(length):
         flat[:, run.places] = logits[: run.count].T
         seen[run.places] += 1
         # logistic functions of different programs agree to float32 rounding
-        np.testing.assert_allclose(
-            sampler.probabilities(run), results_reference.sigmoid(np.float64(logits)), rtol=1e-6
-        )
+        np.testing.assert_allclose(sampler.probabilities(run), results_reference.sigmoid(np.float64(logits)), rtol=1e-6)
     assert (seen == 1).all()
     expected = results_reference.upsample(masks[[2, 0]], network_size, output_size)
     for got, want in zip(flat, expected, strict=True):
