@@ -4,6 +4,7 @@ Parameter names are the paths in the module tree, joined by dots: `clip.visual.s
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ FORMAT_VERSION = 1
 
 # What a converted open_clip checkpoint holds: the frozen towers alone.
 TOWERS = "clip."
+TEXT_TOWER = "clip.text."
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
 
@@ -106,40 +108,83 @@ def save_model(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     *,
-    extra_files: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str | Callable[[], str]] | None = None,
 ) -> None:
-    """Writes a model folder: aside first, then renamed, so a failure leaves nothing behind.
+    """Writes a model folder: aside first, then renamed, so a failure leaves nothing behind. A model folder that is
+    there already is replaced.
 
     Args:
         read: name to array, float32 or float16, C-contiguous; called once a parameter, in order. Only one array
             is held at a time.
-        extra_files: further text files of the folder, name to content.
+        extra_files: further text files of the folder, name to content, or to what makes it once the arrays are written.
 
     Raises:
         WeightsError: `directory` holds something that is not a model folder.
         OSError: the disk is full, or the place is not writable.
     """
-    target = Path(directory)
-    if target.exists() and not (target / CONFIG_FILE).is_file() and any(target.iterdir()):
-        raise WeightsError(f"{target} exists and is not a model folder: choose another --output")
+    check_replaceable(directory)
+    target = Path(directory).resolve()
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         write_safetensors(aside / WEIGHTS_FILE, shapes, read)
         for name, text in {CONFIG_FILE: card.to_json(), **(extra_files or {})}.items():
-            (aside / name).write_text(text, encoding="utf-8")
-        if target.exists():
-            old = target.with_name(target.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            aside.rename(target)
-            shutil.rmtree(old)
-        else:
-            aside.rename(target)
+            (aside / name).write_text(text() if callable(text) else text, encoding="utf-8")
+        _replace(target, aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def check_replaceable(directory: str | os.PathLike) -> None:
+    """Whether `save_model` may write there: nothing, an empty folder, or a model folder of this package.
+
+    A config.json alone is not enough, half of all model formats have one.
+
+    Raises:
+        WeightsError: there is something else.
+    """
+    target = Path(directory)
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and _format_of(target / CONFIG_FILE) != FORMAT):
+        raise WeightsError(f"{target} exists and is not a model folder: choose another place for the output")
+
+
+def _format_of(path: Path) -> str | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values.get("format") if isinstance(values, dict) else None
+
+
+def _replace(target: Path, aside: Path) -> None:
+    """Folders cannot be exchanged in one step: the old one steps back first, and returns if the new one cannot come."""
+    if not target.exists():
+        aside.rename(target)
+        return
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    target.rename(old)
+    try:
+        aside.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def text_sha256(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]) -> str:
+    """Fingerprint of the text tower: SHA-256 over all `clip.text.*` parameters in order, of each its name, a zero byte,
+    and its bytes as little-endian float32."""
+    digest = hashlib.sha256()
+    for name in shapes:
+        if name.startswith(TEXT_TOWER):
+            digest.update(name.encode() + b"\0")
+            digest.update(np.asarray(read(name), "<f4", order="C").reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def write_safetensors(
@@ -148,13 +193,16 @@ def write_safetensors(
     read: Callable[[str], np.ndarray],
     *,
     dtype: np.dtype | type = np.float32,
+    written_as: str = FORMAT,
 ) -> None:
     """Streams arrays into a safetensors file. (The library's own writer needs all of them in memory.)
+
+    `written_as` is the file's own word for its format; readers of PyTorch models look for "pt" there.
 
     The header is eight bytes of length and a JSON table of name -> dtype, shape and byte range; data follows.
     """
     dtype = np.dtype(dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    header: dict[str, Any] = {"__metadata__": {"format": written_as}}
     offset = 0
     for name, shape in shapes.items():
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -165,7 +213,7 @@ def write_safetensors(
     with Path(path).open("wb") as file:
         file.write(struct.pack("<Q", len(table)) + table)
         for name, shape in shapes.items():
-            array = np.ascontiguousarray(read(name), dtype=dtype)
+            array = np.asarray(read(name), dtype, order="C")
             if array.shape != tuple(shape):
                 raise WeightsError(f"{name} has shape {array.shape}, expected {tuple(shape)}")
             file.write(array.data if array.ndim else array.tobytes())
