@@ -137,7 +137,11 @@ class Source:
         problems = _differences(self.steps, checkpoint, names, passed_over)
         problems += _listed(
             "not what they should be",
-            [f"{row.name} is not {row.meaning}" for row in self.ignored if not row.holds(checkpoint.read(names[row.name]))],
+            [
+                f"{row.name} is not {row.meaning}"
+                for row in self.ignored
+                if not row.holds(checkpoint.read(names[row.name]))
+            ],
         )
         if problems:
             raise CheckpointError(f"{checkpoint.path} does not fit the model it is read as:\n" + "\n".join(problems))

@@ -32,7 +32,9 @@ def check_output(output: str | os.PathLike, source: str | os.PathLike) -> None:
     """
     folder = Path(output).resolve()
     if folder in Path(source).resolve().parents and folder.exists() and (folder / weights.CONFIG_FILE).exists():
-        raise CheckpointError(f"{source} lies in {output}, which would be replaced: choose another place for the output")
+        raise CheckpointError(
+            f"{source} lies in {output}, which would be replaced: choose another place for the output"
+        )
     weights.check_replaceable(output)
 
 

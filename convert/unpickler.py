@@ -105,7 +105,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     return Tensor(storage, storage.dtype, offset, _integers(shape), _integers(strides))
 
 
-def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any):
+def _tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
+):
     _require(isinstance(dtype, Global) and dtype.name in DTYPES, "a tensor of unknown element type")
     return dataclasses.replace(_tensor(storage, offset, shape, strides), dtype=DTYPES[dtype.name])
 

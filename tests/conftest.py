@@ -5,6 +5,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+from tests import formula_weights
+
 jaxtyping.install_import_hook("fcclip_jax", "beartype.beartype")
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,4 +25,22 @@ def oracle() -> Path:
     folder = SHARED / "oracle"
     if not folder.is_dir():
         pytest.skip("the full-size reference outputs (../shared/oracle) are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(golden, tmp_path_factory) -> Path:
+    """The tiny model in FC-CLIP's released format, with weights by formula: what the goldens were computed with."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
+    formula_weights.write_checkpoint(formula_weights.read_manifest(golden / "manifest_tiny.json"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint) -> Path:
+    """The same as a model folder."""
+    from convert.fcclip import convert
+
+    folder = tiny_checkpoint.with_name("fcclip_tiny")
+    convert(tiny_checkpoint, folder)
     return folder
