@@ -140,7 +140,9 @@ def _torch_table(tree: Any, ranges: torch_files.Ranges) -> dict[str, StoredArray
     tensors = _state_dict(tree)
     other = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if other:
-        raise CheckpointError(f"{len(other)} entries of the state dict are not arrays: {', '.join(map(repr, other[:5]))}")
+        raise CheckpointError(
+            f"{len(other)} entries of the state dict are not arrays: {', '.join(map(repr, other[:5]))}"
+        )
     return {name: torch_files.place(repr(name), tensor, ranges) for name, tensor in tensors.items()}
 
 

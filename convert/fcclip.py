@@ -1,6 +1,6 @@
 """A released FC-CLIP checkpoint to a model folder:
 
-    python -m convert.fcclip --input fcclip_cocopan.pth --output fcclip_large
+python -m convert.fcclip --input fcclip_cocopan.pth --output fcclip_large
 """
 
 import argparse
@@ -85,7 +85,9 @@ def _read_config(path: Path) -> FCCLIPConfig:
     except OSError:
         raise
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a configuration ({error}): take the config.json of a model folder") from None
+        raise CheckpointError(
+            f"{path} is not a configuration ({error}): take the config.json of a model folder"
+        ) from None
 
 
 def _train_classes(path: str | Path | None) -> tuple[dict, int]:
@@ -119,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = parser("convert.fcclip", __doc__)
     options.add_argument("--input", required=True, metavar="FILE", help="the checkpoint: .pth or .safetensors")
-    options.add_argument("--output", required=True, metavar="DIR", help="model folder to write; an older one is replaced")
+    options.add_argument(
+        "--output", required=True, metavar="DIR", help="model folder to write; an older one is replaced"
+    )
     options.add_argument(
         "--train_labels",
         metavar="FILE",
@@ -134,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> str:
-    return convert(
-        args.input, args.output, train_labels=args.train_labels, model=args.model, config_file=args.config
-    )
+    return convert(args.input, args.output, train_labels=args.train_labels, model=args.model, config_file=args.config)
 
 
 if __name__ == "__main__":

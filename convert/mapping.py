@@ -70,7 +70,7 @@ def _fill(pattern: str, numbers: Mapping[str, str]) -> str:
 
 
 def _torch_order(patterns: Iterable[str]) -> Callable[[str], list[tuple[int, int]]]:
-    """Sorts names as PyTorch lists them: module by module, in the order in which the patterns name the modules first."""
+    """Sorts names as PyTorch lists them: module by module, in the order in which the patterns first name them."""
     ranks: dict[tuple[str, ...], int] = {}
     for pattern in patterns:
         parts = tuple("#" if part.startswith("{") else part for part in pattern.split("."))
@@ -137,7 +137,11 @@ class Source:
         problems = _differences(self.steps, checkpoint, names, passed_over)
         problems += _listed(
             "not what they should be",
-            [f"{row.name} is not {row.meaning}" for row in self.ignored if not row.holds(checkpoint.read(names[row.name]))],
+            [
+                f"{row.name} is not {row.meaning}"
+                for row in self.ignored
+                if not row.holds(checkpoint.read(names[row.name]))
+            ],
         )
         if problems:
             raise CheckpointError(f"{checkpoint.path} does not fit the model it is read as:\n" + "\n".join(problems))

@@ -1,6 +1,6 @@
 """open_clip's weights to a model folder that holds the frozen towers alone, to start a training from:
 
-    python -m convert.open_clip --model convnext_large_d_320 --input open_clip_model.safetensors --output towers_large
+python -m convert.open_clip --model convnext_large_d_320 --input open_clip_model.safetensors --output towers_large
 """
 
 import argparse
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("convert.open_clip", __doc__)
     options.add_argument("--model", required=True, choices=VARIANTS, help="open_clip's name of the model")
     options.add_argument("--input", required=True, metavar="FILE", help="its weights: .safetensors, .bin or .pt")
-    options.add_argument("--output", required=True, metavar="DIR", help="model folder to write; an older one is replaced")
+    options.add_argument(
+        "--output", required=True, metavar="DIR", help="model folder to write; an older one is replaced"
+    )
     args = options.parse_args(argv)
     return guarded(_command, args)
 
