@@ -70,7 +70,7 @@ def _fill(pattern: str, numbers: Mapping[str, str]) -> str:
 
 
 def _torch_order(patterns: Iterable[str]) -> Callable[[str], list[tuple[int, int]]]:
-    """Sorts names as PyTorch lists them: module by module, in the order in which the patterns name the modules first."""
+    """Sorts names as PyTorch lists them: module by module, in the order in which the patterns first name them."""
     ranks: dict[tuple[str, ...], int] = {}
     for pattern in patterns:
         parts = tuple("#" if part.startswith("{") else part for part in pattern.split("."))

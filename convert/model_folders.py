@@ -23,7 +23,7 @@ from fcclip_jax.models.weights import ModelCard
 REPORT_FILE = "report.json"
 
 
-def check_output(output: str | os.PathLike, source: str | os.PathLike) -> None:
+def check_output(output: str | os.PathLike, source: str | os.PathLike | None = None) -> None:
     """Refuses an output folder early, before anything is read.
 
     Raises:
@@ -31,7 +31,7 @@ def check_output(output: str | os.PathLike, source: str | os.PathLike) -> None:
         WeightsError: there is something other than a model folder.
     """
     folder = Path(output).resolve()
-    if folder in Path(source).resolve().parents and folder.exists() and (folder / weights.CONFIG_FILE).exists():
+    if source is not None and folder in Path(source).resolve().parents and (folder / weights.CONFIG_FILE).exists():
         raise CheckpointError(
             f"{source} lies in {output}, which would be replaced: choose another place for the output"
         )

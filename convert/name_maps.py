@@ -4,8 +4,8 @@ A row is (their name, our name, transform). `{i}` and `{j}` stand for numbers, t
 stands for query, key and value, which PyTorch keeps in one array. The rows are in the order in which PyTorch lists
 them, so that the way back writes its order too.
 
-Their names are those of open_clip 2.16 to 3.3 over timm 0.9 to 1.0; the layout of text attention that changed with
-open_clip 2.26 is one of activations, the parameters kept names and shapes.
+Names, shapes and order are the same in open_clip 2.24 over timm 0.9.12 and in open_clip 3.3 over timm 1.0.31 (compared
+array by array): what changed with open_clip 2.26 in the text tower is the layout of activations, not of parameters.
 """
 
 import dataclasses

@@ -26,6 +26,8 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 # numpy's own limit.
 MAX_DIMENSIONS = 64
+# Bytes to which elements may be repeated.
+_MAX_REPEATED = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -50,8 +52,8 @@ class StoredArray:
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
     def check(self, name: str, end: int) -> None:
-        """Refuses an array that leaves its storage, or that is larger than its storage (a stride of 0 repeats
-        elements, so that a few bytes could claim to be any number of them).
+        """Refuses an array that leaves its storage, or that claims to be far larger than it: a stride of 0 repeats
+        elements, any number of times.
 
         Args:
             end: where its storage ends, in bytes from the beginning of the file.
@@ -64,7 +66,8 @@ class StoredArray:
             raise CheckpointError(f"{name}: {len(self.shape)} dimensions and {len(self.strides)} strides")
         if min((0, self.offset, *self.shape, *self.strides)) < 0:
             raise CheckpointError(f"{name}: a negative size, stride or offset")
-        if self.offset + self.extent * size > end or math.prod(self.shape) * size > max(end - self.offset, 0):
+        claimed = math.prod(self.shape) * size
+        if self.offset + self.extent * size > end or claimed > max(end - self.offset, _MAX_REPEATED):
             raise CheckpointError(
                 f"{name}: an array of shape {self.shape} does not fit into its part of the file; "
                 "the file is damaged or was cut short, download or copy it again"

@@ -6,7 +6,6 @@
 """
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def _write(output: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str
             write_torch(aside, shapes, read_next)
         else:
             weights.write_safetensors(aside, shapes, read_next, written_as="pt")
-        os.replace(aside, output)
+        aside.replace(output)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -1,7 +1,7 @@
 """Files of torch.save without torch: what is in them, and where each array lies.
 
-Since PyTorch 1.6 such a file is a zip archive, uncompressed: `NAME/data.pkl` is a pickle that describes the tensors, and
-`NAME/data/KEY` holds the bytes of each storage. Before, it was five pickles in a row, then all storages.
+Since PyTorch 1.6 such a file is an uncompressed zip archive: `NAME/data.pkl` is a pickle that describes the tensors,
+and `NAME/data/KEY` holds the bytes of each storage. Before, it was five pickles in a row, then all storages.
 """
 
 import struct
@@ -39,12 +39,20 @@ def read_zip(file: BinaryIO, size: int) -> tuple[Any, Ranges]:
             "this is a TorchScript archive, a program rather than a table of arrays (OpenAI's own CLIP files are). "
             "Use open_clip's weights instead, or save `torch.jit.load(X).state_dict()` as .safetensors"
         )
-    order = entries.get(f"{folder}byteorder")
+    prefix = f"{folder}data/"
+    ranges: Ranges = {}
+    for name, span in entries.items():
+        if name.startswith((prefix, f"{folder}data.pkl", f"{folder}byteorder")):
+            if span is None:
+                raise CheckpointError(
+                    f"{name!r:.80} inside is compressed, which torch.save never does: pack it without"
+                )
+            ranges[name] = span
+    order = ranges.get(f"{folder}byteorder")
     if order and _content(file, *order) != b"little":
         raise CheckpointError("the file was written on a big-endian machine, which is not supported")
-    tree = Machine(_content(file, *entries[pickles[0]])).run()
-    prefix = f"{folder}data/"
-    return tree, {name.removeprefix(prefix): place for name, place in entries.items() if name.startswith(prefix)}
+    tree = Machine(_content(file, *ranges[pickles[0]])).run()
+    return tree, {name.removeprefix(prefix): span for name, span in ranges.items() if name.startswith(prefix)}
 
 
 def _content(file: BinaryIO, begin: int, end: int) -> bytes:

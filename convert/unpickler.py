@@ -9,6 +9,7 @@ integers, so hashing cannot be made slow or deep; nothing here recurses.
 """
 
 import dataclasses
+import pickletools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -236,12 +237,13 @@ class Machine:
                     return self.stack.pop()
                 action = _INSTRUCTIONS.get(code)
                 if action is None:
-                    raise _Refused(f"the pickle instruction {_REFUSED_NAMES.get(code, f'0x{code:02x}')}")
+                    raise _Refused(f"the pickle instruction {pickletools.code2op[chr(code)].name}")
                 action(self)
             except _Refused as refused:
                 raise CheckpointError(f"refused to load {refused} (byte {at} of the pickle). {_ADVICE}") from None
             except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error):
-                # An empty stack, a number never stored, arguments that do not match, text that is not UTF-8.
+                # No such instruction, an empty stack, a number never stored, arguments that do not match, text that
+                # is not UTF-8.
                 raise CheckpointError(f"the pickle inside is damaged at byte {at}: download or copy it again") from None
         raise CheckpointError(f"the pickle inside is far too long for a state dict. {_ADVICE}")
 
@@ -405,15 +407,4 @@ _INSTRUCTIONS: dict[int, Callable[[Machine], Any]] = {
     ord("R"): lambda m: m.reduce(),
     ord("b"): lambda m: m.build(),
     ord("Q"): _pushes(lambda m: _storage(m.pop())),
-}
-
-_REFUSED_NAMES = {
-    ord("i"): "INST (makes an object of a class)",
-    ord("o"): "OBJ (makes an object of a class)",
-    0x81: "NEWOBJ (makes an object of a class)",
-    0x92: "NEWOBJ_EX (makes an object of a class)",
-    0x82: "EXT1 (an object by number)",
-    0x83: "EXT2 (an object by number)",
-    0x84: "EXT4 (an object by number)",
-    ord("P"): "PERSID (an object by name)",
 }

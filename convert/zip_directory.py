@@ -1,7 +1,7 @@
 """The table of contents of an uncompressed zip archive, read without trusting it (PKWARE's APPNOTE 4.3).
 
-The standard library's reader loads every entry of a table of any length and raises many kinds of errors on damaged ones;
-this one is bounded and has one.
+The standard library's reader loads a table of any length, and raises many kinds of errors on damaged ones; this one is
+bounded and has one.
 """
 
 import struct
@@ -24,18 +24,18 @@ _MAX_TABLE = 32 << 20
 _DAMAGED = "the file was cut short or is damaged: compare its size with the source, and download or copy it again"
 
 
-def read_directory(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
-    """Name of each entry -> begin and end of its bytes, from the beginning of the file.
+def read_directory(file: BinaryIO, size: int) -> dict[str, tuple[int, int] | None]:
+    """Name of each entry -> begin and end of its bytes, from the beginning of the file; None where they are compressed
+    or encrypted.
 
     Raises:
-        CheckpointError: no table, a table that does not fit the file, an entry that is compressed, encrypted or
-            there twice.
+        CheckpointError: no table, a table that does not fit the file, or an entry that is there twice.
     """
     count, begin, length = _end_record(file, size)
     if count > MAX_ENTRIES or length > _MAX_TABLE or begin + length > size:
         raise CheckpointError(_DAMAGED)
     table = _read(file, begin, length)
-    entries: dict[str, tuple[int, int]] = {}
+    entries: dict[str, tuple[int, int] | None] = {}
     position = 0
     for _ in range(count):
         if position + _ENTRY.size > length:
@@ -47,16 +47,14 @@ def read_directory(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
         packed, unpacked, header = _sizes(fields, table[name_end:extra_end])
         if fields[0] != b"PK\x01\x02" or extra_end > length or name in entries:
             raise CheckpointError(_DAMAGED)
+        position = extra_end + fields[12]
         if fields[4] != 0 or fields[3] & 1 or packed != unpacked:
-            raise CheckpointError(
-                f"{name!r:.80} in the archive is compressed, which torch.save never does: "
-                "unpack the archive and give the checkpoint inside"
-            )
+            entries[name] = None
+            continue
         data = _data_offset(file, size, header)
         if data + unpacked > size:
             raise CheckpointError(_DAMAGED)
         entries[name] = (data, data + unpacked)
-        position = extra_end + fields[12]
     return entries
 
 
