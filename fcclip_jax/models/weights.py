@@ -262,6 +262,31 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[Mode
     return card, graphdef, nnx.from_flat_state(flat)
 
 
+def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
+    """The parameters of a model folder whose names begin with `prefix`, as host arrays by name.
+
+    Raises:
+        WeightsError: the folder or file is missing or truncated, or does not hold what its configuration says.
+    """
+    card = read_card(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    expected = parameter_shapes(card.config, towers_only=card.towers_only)
+    with _open(path) as file:
+        check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, expected)  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in expected if name.startswith(prefix)}
+
+
+def state_from_parameters(like: nnx.State, parameters: Mapping[str, np.ndarray]) -> nnx.State:
+    """A state of the structure of `like` (arrays or shapes), filled by name with host arrays."""
+    flat = [(path, nnx.Param(parameters[".".join(map(str, path))])) for path, _ in nnx.to_flat_state(like)]
+    return nnx.from_flat_state(flat)
+
+
+def parameters_of(state: nnx.State) -> dict[str, np.ndarray]:
+    """The inverse: host arrays by name."""
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
 def check_shapes(
     source: str | os.PathLike, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:

@@ -1,0 +1,171 @@
+"""What a run says while it runs: a log line, JSON lines, and TensorBoard where tensorboardX is installed."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# Dense bfloat16 peaks of one device, FLOP/s, as its vendor states them. Others are left out of the MFU.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Writer(Protocol):
+    """Takes the numbers of one step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line: `{"step": 10, "loss": 1.5, ...}`. Numbers that are not finite become null."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step} | clean) + "\n")
+        self._file.flush()
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Pictures:
+    """Pictures as PNG files, `pictures/name-STEP.png`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        from PIL import Image
+
+        self._folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(self._folder / f"{name}-{step:08d}.png")
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files through tensorboardX."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def make_writers(workdir: Path) -> list[Writer]:
+    """All writers that can run here, into `workdir`."""
+    writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl"), Pictures(workdir / "pictures")]
+    try:
+        writers.append(TensorBoard(workdir / "tensorboard"))
+    except ImportError:
+        log.info("tensorboardX is not installed: no TensorBoard files (pip install 'fcclip_jax[train]')")
+    return writers
+
+
+class Clock:
+    """Times of a run: seconds a step, images a second, time left, and the share of the devices' peak."""
+
+    def __init__(self, batch_size: int, total_steps: int, device_kind: str, devices: int):
+        self.batch_size, self.total_steps = batch_size, total_steps
+        peak = next((flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+        self.peak = peak * devices if peak else None
+        self.flops_per_step: float | None = None
+        self._since, self._step, self._waited = time.perf_counter(), 0, 0.0
+
+    def start(self, step: int) -> None:
+        """Forgets what came before: compiling, evaluation, saving."""
+        self._since, self._step, self._waited = time.perf_counter(), step, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Time in which the step had to wait for data."""
+        self._waited += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        """The figures since the last `start` or `read`."""
+        steps, now = step - self._step, time.perf_counter()
+        if steps < 1:
+            return {}
+        seconds = (now - self._since) / steps
+        figures = {
+            "seconds_per_step": seconds,
+            "images_per_second": self.batch_size / seconds,
+            "data_wait_share": self._waited / max(now - self._since, 1e-9),
+            "seconds_left": seconds * (self.total_steps - step),
+        }
+        if self.peak and self.flops_per_step:
+            figures["mfu"] = self.flops_per_step / seconds / self.peak
+        self.start(step)
+        return figures
+
+
+def device_memory(devices: list[Any]) -> dict[str, float]:
+    """Peak bytes in use on the fullest device, where the platform tells."""
+    peaks = [
+        stats["peak_bytes_in_use"] for d in devices if (stats := d.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    return {"device_memory_peak_bytes": float(max(peaks))} if peaks else {}
+
+
+def log_line(step: int, total: int, values: Mapping[str, float]) -> str:
+    """The numbers that a person watches."""
+    parts = [f"step {step}/{total}"]
+    for name, form in (
+        ("loss", "loss {:.4f}"),
+        ("loss_ce", "ce {:.3f}"),
+        ("loss_mask", "mask {:.3f}"),
+        ("loss_dice", "dice {:.3f}"),
+        ("grad_norm", "grad {:.3g}"),
+        ("learning_rate", "lr {:.2g}"),
+        ("images_per_second", "{:.2f} images/s"),
+        ("mfu", "mfu {:.1%}"),
+    ):
+        if name in values:
+            parts.append(form.format(values[name]))
+    if "seconds_left" in values:
+        parts.append(f"{_duration(values['seconds_left'])} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h" if days else f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
