@@ -35,7 +35,7 @@ def linear_assignment(
     return solve(cost, valid)
 
 
-def _solve_on_host(cost: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def _solve_on_host(cost, valid) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
 
     cost, valid = np.asarray(cost), np.asarray(valid)
