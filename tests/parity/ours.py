@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import nnx
+
 from convert.mapping import plan
 from convert.name_maps import FCCLIP_PREFIX, FCCLIP_ROWS
-from flax import nnx
 
 
 def load(make: Callable[[], nnx.Module], where: str, read: Callable[[str, tuple[int, ...]], np.ndarray]) -> nnx.Module:
