@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from convert import torch_files
+from convert.pickle_values import Tensor
 from convert.stored_arrays import ITEM_SIZES, MAX_DIMENSIONS, CheckpointError, StoredArray, row_major
-from convert.unpickler import Tensor
 from convert.zip_directory import MAGIC as ZIP_MAGIC
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -14,7 +13,7 @@ from fcclip_jax.models.weights import WeightsError
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `python -m convert.NAME`; `module` is the `__name__`-like name."""
+    """The parser of `python -m MODULE`; `description` is shown as it is laid out."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -47,14 +46,3 @@ def script(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
 def progress(names: Iterable[str], text: str) -> Iterable[str]:
     """`names` with a bar on a terminal's stderr, and without one elsewhere."""
     return tqdm(names, desc=text, unit="array", disable=None, leave=False)
-
-
-def existing_file(path: str) -> Path:
-    """A command's input.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"there is no file {path}")
-    return Path(path)

@@ -105,8 +105,9 @@ class Source:
     """A checkpoint seen through a name map: our names -> arrays.
 
     Attributes:
+        shapes: of our parameters, by name.
         steps: as `plan` gives them.
-        ignored: names that are not converted.
+        ignored: what is in the checkpoint and not converted.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Source:
             CheckpointError: arrays are missing, not expected, of another shape, not of floating point, or ignored
                 ones do not hold what they should: all in one message.
         """
+        self.shapes = shapes
         self.steps = plan(rows, shapes)
         self._checkpoint, self._names = checkpoint, names
         self._place = {target: (step, i) for step in self.steps for i, target in enumerate(step.targets)}

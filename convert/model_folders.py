@@ -61,7 +61,7 @@ def write_model_folder(
     Raises:
         CheckpointError, WeightsError, OSError: nothing is left behind.
     """
-    shapes = weights.parameter_shapes(card.config, towers_only=card.towers_only)
+    shapes = source.shapes
     with checkpoint.path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     card = dataclasses.replace(

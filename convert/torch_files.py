@@ -7,8 +7,9 @@ and `NAME/data/KEY` holds the bytes of each storage. Before, it was five pickles
 import struct
 from typing import Any, BinaryIO
 
+from convert.pickle_values import Storage, Tensor
 from convert.stored_arrays import ITEM_SIZES, CheckpointError, StoredArray
-from convert.unpickler import MAX_BYTES, Machine, Storage, Tensor
+from convert.unpickler import MAX_BYTES, Machine
 from convert.zip_directory import read_directory
 
 # The old format begins with a pickle of this number.

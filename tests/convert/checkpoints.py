@@ -1,10 +1,15 @@
-"""Checkpoints for these tests: written by other means than the package's own, so that both sides are checked."""
+"""Checkpoints and commands for these tests. `write_zip` and `write_safetensors` share nothing with the package's own
+writers, so that both sides are checked."""
 
 import json
 import pickle
 import struct
 import zipfile
 from pathlib import Path
+
+import numpy as np
+
+from convert.torch_writer import write_torch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MANIFESTS = GOLDEN / "manifests"
@@ -68,3 +73,25 @@ class Call:
 
 def pickled(value, protocol=2):
     return pickle.dumps(value, protocol=protocol)
+
+
+def run(main, capsys, *arguments):
+    """Exit code, stdout, stderr."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    return (code, *capsys.readouterr())
+
+
+def refused(main, capsys, *arguments):
+    """The message of a command that must fail on the user's account."""
+    code, out, err = run(main, capsys, *arguments)
+    assert code == 2 and out == "" and err.startswith("error: ") and "Traceback" not in err
+    return err
+
+
+def write(path, arrays, **options):
+    """A file of `{"model": arrays}` by the package's own writer, which torch itself has read (test_torch_parity)."""
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+    write_torch(path, {n: a.shape for n, a in arrays.items()}, arrays.__getitem__, dtypes=dtypes, **options)
+    return path

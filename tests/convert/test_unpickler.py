@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import subprocess
+import zipfile
 
 import pytest
 from checkpoints import TORCH_FILES, Call, pickled, write_zip
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.checkpoint_files import open_checkpoint
+from convert.pickle_values import BUILDERS, NAMES, Tensor
 from convert.stored_arrays import CheckpointError
-from convert.unpickler import MAX_INSTRUCTIONS, Machine, Tensor
+from convert.unpickler import MAX_COPIED, MAX_INSTRUCTIONS, Machine
 
 
 def load(data):
@@ -185,6 +187,25 @@ def test_length_is_bounded():
         load(b"\x80\x02" + b"N" * (MAX_INSTRUCTIONS + 1) + b".")
 
 
+@pytest.mark.parametrize(
+    ("start", "again"),
+    [
+        (
+            b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20) + b"q\x00",
+            b"c_codecs\nencode\nh\x00X\x06\0\0\0latin1\x86R",
+        ),
+        (b"](" + b"K\x01" * 100_000 + b"eq\x00", b"c__builtin__\nset\nh\x00\x85R"),
+        (b"](" + b"K\x01K\x02\x86" * 100_000 + b"eq\x00", b"ccollections\nOrderedDict\nh\x00\x85R"),
+    ],
+)
+def test_one_thing_cannot_be_copied_for_ever(start, again):
+    """Twelve bytes a copy of a megabyte: terabytes from a small file."""
+    machine = Machine(b"\x80\x02" + start + again * 10_000 + b".")
+    with pytest.raises(CheckpointError, match="over and over"):
+        machine.run()
+    assert len(machine.stack) <= 1 + MAX_COPIED // 100_000
+
+
 def test_deep_nesting_is_harmless():
     deep = load(b"\x80\x02)" + b"\x85" * 300_000 + b".")
     depth = 0
@@ -196,19 +217,15 @@ def test_deep_nesting_is_harmless():
 
 
 def test_every_allowed_name_stands_for_itself():
-    from convert import unpickler
-
-    for path, marker in unpickler._NAMES.items():
+    for path, marker in NAMES.items():
         module, name = path.rsplit(".", 1)
         assert load(f"\x80\x02c{module}\n{name}\n.".encode("latin1")) is marker
 
 
 def test_the_table_of_names_holds_nothing_that_acts():
-    from convert import unpickler
-
-    modules = {path.rsplit(".", 1)[0] for path in unpickler._BUILDERS}
+    modules = {path.rsplit(".", 1)[0] for path in BUILDERS}
     assert not modules & {"os", "posix", "sys", "subprocess", "builtins.eval", "importlib", "pickle", "torch.storage"}
-    assert not {f"builtins.{name}" for name in dir(builtins)} & unpickler._BUILDERS.keys() - {"builtins.set"}
+    assert not {f"builtins.{name}" for name in dir(builtins)} & BUILDERS.keys() - {"builtins.set"}
 
 
 def test_numpy_scalars_of_both_byte_orders():
@@ -250,8 +267,6 @@ def test_random_instructions_give_data_or_a_message(codes, tail):
 
 
 def training_pickle():
-    import zipfile
-
     with zipfile.ZipFile(TORCH_FILES / "training.pth") as archive:
         return archive.read("training/data.pkl")
 
