@@ -148,7 +148,8 @@ def test_archives_that_torch_does_not_write(tmp_path):
         open_checkpoint(big_endian)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "twice.pth", "w") as archive:
         archive.writestr("archive/data.pkl", tensor_pickle())
-        archive.writestr("archive/data.pkl", tensor_pickle())
+        archive.writestr("archive/data/0", bytes(8))
+        archive.writestr("archive/data/0", bytes(8))
     with pytest.raises(CheckpointError, match="damaged"):
         open_checkpoint(tmp_path / "twice.pth")
 
@@ -173,6 +174,7 @@ HOSTILE_TENSORS = {
     "negative size": ({"shape": (-2,)}, "negative"),
     "negative length": ({"numel": -2}, "negative"),
     "storage shorter than claimed": ({"numel": 1 << 60, "shape": (1 << 60,)}, "does not fit"),
+    "past the claimed length of its storage": ({"numel": 1}, "does not fit"),
     "a few bytes repeated for ever": ({"shape": (1 << 50,), "strides": (0,)}, "does not fit"),
     "overflowing": ({"shape": (1 << 63, 1 << 63), "strides": (1 << 63, 1)}, "does not fit"),
     "too many dimensions": ({"shape": (1,) * 65, "strides": (1,) * 65}, "65 dimensions"),
