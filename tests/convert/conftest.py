@@ -2,9 +2,9 @@
 
 import pytest
 from checkpoints import GOLDEN
-from formula_weights import fill, read_manifest, write_checkpoint
 
 from convert import fcclip
+from tests.formula_weights import fill, read_manifest, write_checkpoint
 
 
 @pytest.fixture(scope="session")

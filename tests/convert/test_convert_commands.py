@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import refused, run, write, write_safetensors
-from formula_weights import fill
 from safetensors.numpy import load_file
 
 from convert import fcclip, open_clip, to_fcclip
@@ -19,6 +18,7 @@ from convert.name_maps import EMPTY_WEIGHT, FCCLIP_PREFIX
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
+from tests.formula_weights import fill
 
 
 def assert_same_arrays(path, state_dict):

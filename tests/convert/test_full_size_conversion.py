@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from checkpoints import MANIFESTS
-from formula_weights import fill, read_manifest, write_checkpoint
 
 from convert.checkpoint_files import open_checkpoint
+from tests.formula_weights import fill, read_manifest, write_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, MANIFESTS
-from formula_weights import fill, read_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from convert.name_maps import (
 from convert.transforms import TRANSFORMS
 from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.models.weights import parameter_shapes
+from tests.formula_weights import fill, read_manifest
 
 FCCLIP = {
     "convnext_tiny_test": GOLDEN / "manifest_tiny.json",
