@@ -25,7 +25,7 @@ from fcclip_jax.training.optimizer import (
     split_frozen,
 )
 from fcclip_jax.training.sharding import make_mesh
-from fcclip_jax.training.train_step import make_loss
+from fcclip_jax.training.train_step import make_loss, normalize_images
 from tests import formula_weights
 
 QUERIES, SEGMENTS, CONFIG = 24, 12, CriterionConfig(points=512)
@@ -78,17 +78,41 @@ def text(reference, golden):
     }
 
 
-@pytest.fixture(scope="module")
-def draw(reference):
-    """The reference's own random points, laid out as [image, segment]."""
+def layers(model, params, batch, text):
+    """(logits, masks) of all predictions."""
+    _, graphdef, _, frozen = model
+
+    def forward(params, frozen, batch, text):
+        net = nnx.merge(graphdef, params, frozen)
+        decoder = net(normalize_images(batch["image"])).decoder
+        rows, classes = text["rows"], text["synonym_to_class"]
+        return [net.in_vocabulary_logits(x, rows, classes, 133) for x in decoder.class_embeds], decoder.masks
+
+    return jax.jit(forward)(params, frozen, batch, text)
+
+
+def matches(model, params, batch, text, reference, step, solver="host"):
+    """Our matching on the reference's points: for each prediction, `[B,N]` queries."""
+    targets = Targets(batch["ids"].astype(jnp.int32), batch["labels"], batch["valid"])
 
     def draw(layer, purpose, shape):
-        name, first = PREDICTIONS[layer]
+        first = PREDICTIONS[layer][1]
+        return jnp.asarray(np.concatenate([reference[f"{step}rand{first + b:02d}"] for b in range(2)]))
+
+    assign = lambda c, v: linear_assignment(c, v, solver=solver)  # noqa: E731
+    return [np.asarray(x) for x in match(*layers(model, params, batch, text), targets, draw, assign, CONFIG)]
+
+
+def reference_draw(reference, step, matched):
+    """The reference's own random points, laid out as [image, segment]; it lists masks by image and query."""
+
+    def draw(layer, purpose, shape):
+        first = PREDICTIONS[layer][1]
         if purpose == "matcher":
-            return jnp.asarray(np.concatenate([reference[f"rand{first + b:02d}"] for b in range(2)]))
-        points = reference[f"rand{first + (2 if purpose == 'candidates' else 3):02d}"]
+            return jnp.asarray(np.concatenate([reference[f"{step}rand{first + b:02d}"] for b in range(2)]))
+        points = reference[f"{step}rand{first + (2 if purpose == 'candidates' else 3):02d}"]
         out = np.zeros(shape, np.float32)
-        order = [(b, n) for b in range(2) for n in reference[f"match.{name}.batch{b}.tgt"]]
+        order = [(b, n) for b in range(2) for n in np.argsort(matched[layer][b]) if matched[layer][b][n] >= 0]
         for (b, n), values in zip(order, points, strict=True):
             out[b, n] = values
         return jnp.asarray(out)
@@ -97,11 +121,36 @@ def draw(reference):
 
 
 @pytest.fixture(scope="module")
-def gradients(model, batch, text, draw):
-    _, graphdef, trainable, frozen = model
+def grad(model):
+    _, graphdef, _, frozen = model
     loss = make_loss(graphdef, CONFIG, make_mesh(1, 1, jax.devices()[:1]))
-    grad = jax.jit(jax.value_and_grad(lambda p, f, b: loss(p, f, b, text, draw), has_aux=True))
-    return grad(trainable, frozen, batch)
+
+    @jax.jit
+    def grad(params, batch, text, draws):
+        draw = lambda layer, purpose, shape: draws[layer][purpose]  # noqa: E731
+        return jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, text, draw)
+
+    def call(params, batch, text, draw):
+        count = int(CONFIG.points * CONFIG.important)
+        shapes = {
+            "matcher": (2, CONFIG.points, 2),
+            "candidates": (2, SEGMENTS, 3 * CONFIG.points, 2),
+            "uniform": (2, SEGMENTS, CONFIG.points - count, 2),
+        }
+        draws = [{name: draw(layer, name, shape) for name, shape in shapes.items()} for layer in range(3)]
+        return grad(params, batch, text, draws)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def first_matches(model, batch, text, reference):
+    return matches(model, model[2], batch, text, reference, "")
+
+
+@pytest.fixture(scope="module")
+def gradients(model, grad, batch, text, reference, first_matches):
+    return grad(model[2], batch, text, reference_draw(reference, "", first_matches))
 
 
 def in_our_layout(card, arrays, prefix):
@@ -124,24 +173,13 @@ def test_losses(gradients, reference):
     assert abs(float(total) - reference["total"]) <= 1e-5 * reference["total"]
 
 
-def test_matches(model, batch, text, draw, reference):
-    _, graphdef, trainable, frozen = model
-    net = nnx.merge(graphdef, trainable, frozen)
-    from fcclip_jax.training.train_step import normalize_images
-
-    decoder = jax.jit(lambda s, x: nnx.merge(graphdef, *s)(normalize_images(x)).decoder)(
-        (trainable, frozen), batch["image"]
-    )
-    logits = [net.in_vocabulary_logits(x, text["rows"], text["synonym_to_class"], 133) for x in decoder.class_embeds]
-    targets = Targets(batch["ids"].astype(jnp.int32), batch["labels"], batch["valid"])
-    for solver in ("host", "device"):
-        found = match(
-            logits, decoder.masks, targets, draw, lambda c, v, s=solver: linear_assignment(c, v, solver=s), CONFIG
-        )
-        for layer, (name, _) in PREDICTIONS.items():
-            for b in range(2):
-                segments = reference[f"match.{name}.batch{b}.tgt"]
-                assert found[layer][b][segments].tolist() == reference[f"match.{name}.batch{b}.src"].tolist()
+@pytest.mark.parametrize("solver", ["host", "device"])
+def test_matches(model, batch, text, reference, solver):
+    found = matches(model, model[2], batch, text, reference, "", solver)
+    for layer, (name, _) in PREDICTIONS.items():
+        for b in range(2):
+            segments = reference[f"match.{name}.batch{b}.tgt"]
+            assert found[layer][b][segments].tolist() == reference[f"match.{name}.batch{b}.src"].tolist()
 
 
 def test_gradients(model, gradients, reference):
@@ -160,23 +198,45 @@ def test_gradients(model, gradients, reference):
 
 
 def test_one_step(model, gradients, reference):
-    card, _, trainable, _ = model
+    """Against AdamW written out in float64 (decoupled decay, bias correction, torch's clipping) on the reference's
+    gradients."""
+    card, _, params, _ = model
     optimizer = make_optimizer(OptimizerConfig())
-    updates, state = optimizer.update(gradients[1], optimizer.init(trainable), trainable)
-    after = weights.parameters_of(optax.apply_updates(trainable, updates))
+    updates, state = optimizer.update(gradients[1], optimizer.init(params), params)
+    after = weights.parameters_of(optax.apply_updates(params, updates))
+    before = weights.parameters_of(params)
+    clip = 0.01 / (reference["grad_norm_total"] + 1e-6)
+    for name, gradient in in_our_layout(card, reference, "grad/").items():
+        g = gradient.astype(np.float64) * clip
+        decay = 0.05 if group_of(name) == DECAY else 0.0
+        # After one step the corrected moments are g and g * g.
+        expected = before[name] * (1 - 1e-4 * decay) - 1e-4 * g / (np.abs(g) + 1e-8)
+        assert np.abs(after[name] - expected).max(initial=0) <= 1e-6, name
+    # Two moments for every trained number, and nothing for the frozen ones.
+    counts = 4  # of steps: one of Adam and one of the schedule in each of two groups
+    assert sum(x.size for x in jax.tree.leaves(state)) - counts == 2 * sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_two_steps(model, grad, gradients, batch, text, reference):
+    """The reference's `after` is the state after its second step."""
+    card, _, params, _ = model
+    optimizer = make_optimizer(OptimizerConfig())
+    updates, state = optimizer.update(gradients[1], optimizer.init(params), params)
+    params = optax.apply_updates(params, updates)
+    draw = reference_draw(reference, "step2.", matches(model, params, batch, text, reference, "step2."))
+    (_, terms), grads = grad(params, batch, text, draw)
+    for name, value in reference["step2_losses_weighted"].items():
+        # In the first prediction a mask logit lies 1e-6 from 0: one program pools that pixel, the other does not.
+        tolerance = 1e-4 if name == "loss_ce_0" else 1e-5
+        assert abs(float(terms[name]) - value) <= tolerance * abs(value), name
+    updates, _ = optimizer.update(grads, state, params)
+    after = weights.parameters_of(optax.apply_updates(params, updates))
     expected = in_our_layout(card, reference, "after/")
-    assert after.keys() == expected.keys()
-    # The first Adam step divides a gradient by its own size: where the gradient is nothing but rounding (see above),
-    # its sign is arbitrary, and a step of up to the learning rate, 1e-4, too.
-    for name, value in expected.items():
-        gradient = in_our_layout(card, reference, "grad/")[name]
-        rounding = np.abs(gradient) < 1e-6
-        difference = np.abs(after[name] - value)
-        assert difference[~rounding].max(initial=0) <= 1e-6, name
-        assert difference.max() <= 2.1e-4, name
-    moments = [x for x in jax.tree.leaves(state) if x.ndim or x.size > 1]
-    trained = sum(x.size for x in jax.tree.leaves(trainable))
-    assert sum(x.size for x in moments if x.ndim) <= 2 * trained
+    difference = np.concatenate([np.abs(after[name] - value).ravel() for name, value in expected.items()])
+    # Adam divides by the gradients' size. Where those of the two steps nearly cancel, rounding (and the pixel above)
+    # is enlarged: 105 of 200,481 numbers move by more than 1e-6, none by more than 1.2e-5, of steps of 1e-4.
+    assert np.mean(difference > 1e-6) <= 1e-3
+    assert difference.max() <= 2e-5
 
 
 def test_groups(model, reference):
@@ -191,3 +251,4 @@ def test_groups(model, reference):
     trainable, frozen = split_frozen(nnx.merge_state(model[2], model[3]))
     assert set(weights.parameters_of(trainable)) == trained
     assert all(group_of(name) == FROZEN for name in weights.parameters_of(frozen))
+
