@@ -191,9 +191,10 @@ def make_loader(
 ) -> TrainLoader:
     """Large-scale-jittered batches of `source`, endless; `batch_size` is that of all processes together.
 
-    `workers` processes (0: none) of `threads` threads each make whole batches, `buffered` of which wait at most per
-    worker. Python's lock lets threads of one process overlap little more than half of the work: prefer workers.
-    Worker processes import the main module anew, so a script that uses them needs `if __name__ == "__main__"`.
+    `workers` processes (0: none) of `threads` threads each make whole batches, of which at most `buffered` wait for
+    each worker. Decoding and resizing free Python's lock, so a few threads help; workers go further, and pay some
+    milliseconds an image to hand batches over. They import the main module anew, so a script that uses them needs
+    `if __name__ == "__main__"`.
 
     Raises ValueError for numbers that do not fit together, DataError (on `next`) for a bad record; with `skip_bad` the
     next good one of the source stands in, and `skipped_images` counts.

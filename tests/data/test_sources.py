@@ -278,6 +278,15 @@ def test_array_record_slices_and_its_errors(drawn, prepared, tmp_path):
         TfdsPanopticSource(prepared, fewer)
 
 
+def test_array_record_is_not_prepared_from_bad_records(folder, tmp_path):
+    from fcclip_jax.data.tfds_panoptic import prepare
+
+    (folder / "images" / "000000000004.png").unlink()
+    with pytest.raises(DataError, match=r"images/000000000004.png: no such file"):
+        prepare(tmp_path / "tfds", {"train": open_folder(folder)}, Vocabulary.from_file(folder / "labels.txt"))
+    assert not list((tmp_path / "tfds").rglob("dataset_info.json"))
+
+
 def test_array_record_without_our_metadata_goes_by_rising_ids(drawn, prepared, tmp_path):
     copy = Path(shutil.copytree(prepared, tmp_path / prepared.parent.name / prepared.name))
     (copy / "metadata.json").unlink()

@@ -96,8 +96,8 @@ def test_limit_keeps_the_largest_in_their_order(count, most, seed):
     assert valid.tolist() == [True] * len(kept) + [False] * (most - len(kept))
     assert labels.tolist() == [int(classes[row]) for row in kept] + [0] * (most - len(kept))
     assert dropped == count - len(kept)
-    for row in range(count):
-        np.testing.assert_array_equal(before == row, rows == kept.index(row) if row in kept else before == row)
+    for new, old in enumerate(kept):
+        np.testing.assert_array_equal(rows == new, before == old)
     dropped_pixels = np.isin(before, [-1, *set(range(count)) - set(kept)])
     np.testing.assert_array_equal(rows == -1, dropped_pixels)
 
