@@ -251,4 +251,3 @@ def test_groups(model, reference):
     trainable, frozen = split_frozen(nnx.merge_state(model[2], model[3]))
     assert set(weights.parameters_of(trainable)) == trained
     assert all(group_of(name) == FROZEN for name in weights.parameters_of(frozen))
-
