@@ -29,5 +29,22 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The peers: PyTorch, open_clip, transformers. torchvision and timm without their dependencies, which would bring
+# another torch.
+.venv-parity/ready: setup.cfg
+	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --quiet torch==2.13.0 numpy scipy pillow transformers safetensors psutil
+	.venv-parity/bin/pip install --quiet --no-deps torchvision==0.28.0 timm open-clip-torch
+	.venv-parity/bin/pip install --quiet ftfy regex tqdm huggingface_hub pyyaml
+	.venv-parity/bin/pip install --quiet -e '.[dev]'
+	touch $@
+
+parity: .venv/ready .venv-parity/ready
+	.venv-parity/bin/python -m pytest -m parity tests
+	$(BIN)/python -m tools.parity
+
+bench: .venv/ready .venv-parity/ready
+	$(BIN)/python -m tools.bench.compare
+
 clean:
 	rm -rf .venv .venv-parity demo_output

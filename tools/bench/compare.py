@@ -1,0 +1,107 @@
+"""`make bench`: ours and the PyTorch peer, in turn, in one run; writes docs/performance.json and docs/performance.md.
+
+Whole processes take turns (A B A B ...), so that a machine that drifts drifts for both. The peer runs where the
+environment of `make parity` exists; without it, only ours is measured.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(python: str, arguments: list[str]) -> dict:
+    """One process; its JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "figures.json"
+        command = [python, *arguments, "--json", str(output)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(output.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer_python", default=str(ROOT / ".venv-parity" / "bin" / "python"))
+    options = parser.parse_args()
+    peers = {"torch, libraries as they come": "stock", "torch, oneDNN for matrix products": "onednn"}
+    has_peer = Path(options.peer_python).is_file()
+    ours, theirs = [], {name: [] for name in peers if has_peer}
+    for number in range(options.rounds):
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        ours.append(run(sys.executable, ["-m", "tools.bench.forward", "--repeats", "3"]))
+        for name, linear in peers.items() if has_peer else ():
+            peer = ["tools/bench/torch_peer.py", "--height", "800", "--width", "1216", "--original", "427x640"]
+            theirs[name].append(
+                run(options.peer_python, [*peer, "--repeats", "3", "--threads", "2", "--linear", linear])
+            )
+    staged = run(sys.executable, ["-m", "tools.bench.forward", "--repeats", "3", "--by_stage"])
+    results = {"date": str(datetime.date.today()), "machine": machine(), "ours": ours, "stages": staged["stages"]}
+    results["peers"] = theirs
+    (ROOT / "docs").mkdir(exist_ok=True)
+    (ROOT / "docs" / "performance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (ROOT / "docs" / "performance.md").write_text(report(results), encoding="utf-8")
+    print(report(results))
+
+
+def machine() -> str:
+    """Processor and cores, without a name."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+        return f"{model}, {sum(line.startswith('processor') for line in lines)} cores"
+    return model
+
+
+def report(results: dict) -> str:
+    """Markdown of the figures."""
+    ours = [r["seconds"] for r in results["ours"]]
+    memory = max(r["peak_bytes"] for r in results["ours"]) / 1e9
+    mine = statistics.median(ours)
+    rows = [f"| fcclip_jax | {mine:.1f} | {min(ours):.1f} to {max(ours):.1f} | {memory:.1f} | 1 |"]
+    for name, runs in results["peers"].items():
+        totals = [r["total_seconds"] for r in runs]
+        ratio = statistics.median(t / o for t, o in zip(totals, ours, strict=True))
+        peak = max(r["peak_rss_mb"] for r in runs) / 1e3
+        rows.append(
+            f"| {name} | {statistics.median(totals):.1f} | {min(totals):.1f} to {max(totals):.1f} | {peak:.1f} | "
+            f"{ratio:.2f} |"
+        )
+    first = [r["seconds_from_start_to_first_result"] for r in results["ours"]]
+    staged = "".join(f"| {name} | {value:.2f} |\n" for name, value in results["stages"].items())
+    naming = statistics.median(r["seconds_naming_and_results"] for r in results["ours"])
+    return f"""# Performance
+
+Written by `make bench` on {results["date"]}: {results["machine"]}, float32, {len(ours)} rounds in turn, medians.
+
+## ConvNeXt-L, one photo of 427 x 640 at 800 x 1216, 150 classes, all three results
+
+| program | seconds | range | peak GB | its time / ours, round by round |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+The peer is the same computation from open_clip and transformers' Mask2Former (`tools/bench/torch_peer.py`), which the
+tests hold against the original program.
+
+From the start of the process to the first result: {max(first):.1f} s when the program has to be compiled (first round),
+{min(first):.1f} s when it comes from the cache on disk.
+
+## Stages, each compiled alone
+
+| stage | seconds |
+|---|---|
+{staged}| classification and results | {naming:.2f} |
+"""
+
+
+if __name__ == "__main__":
+    main()
