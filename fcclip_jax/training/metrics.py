@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ PEAK_FLOPS = {
 }
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes the numbers of one step."""
 

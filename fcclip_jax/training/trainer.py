@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 EXIT_PREEMPTED = 75
 
 
+@runtime_checkable
 class DataIterator(Protocol):
     """Endless batches of this process's images, with a state that can be saved."""
 
