@@ -1,0 +1,469 @@
+"""`fcclip score` as a user meets it: files in, a JSON of figures and a table out, one clear line for bad input."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from instance_samples import random_cityscapes
+from panoptic_samples import CATEGORIES, random_pair
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from fcclip_jax import score_files
+from fcclip_jax.evaluation import tally as tally_module
+from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
+from fcclip_jax.evaluation.png import BadSample
+
+# The official tools add up the same numbers in another order, and PQ's IoU are rounded to multiples of 2^-40.
+ROUNDING = 1e-12
+
+
+def score(*arguments) -> int:
+    parser = argparse.ArgumentParser()
+    score_files.add_arguments(parser.add_subparsers(required=True))
+    options = parser.parse_args(["score", *map(str, arguments)])
+    return options.run(options)
+
+
+def read(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def to_rgb(ids: np.ndarray) -> np.ndarray:
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+
+
+# The reference's figures ----------------------------------------------------------------------------------------------
+
+
+def test_panoptic_figures_of_the_reference(oracle, tmp_path, capsys):
+    folder, output = oracle / "eval", tmp_path / "figures.json"
+    files = ("--truth", folder / "gt_panoptic.json", "--predictions", folder / "pred_panoptic.json")
+    folders = ("--truth_dir", folder / "gt_panoptic", "--predictions_dir", folder / "pred_panoptic")
+    expected = read(folder / "results.json")
+    for extra in ((), folders):
+        assert score("panoptic", *files, *extra, "--output", output) == 0
+        figures = read(output)
+        for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
+            for figure in ("pq", "sq", "rq"):
+                assert figures[figure.upper() + suffix] / 100 == pytest.approx(expected["pq"][group][figure], ROUNDING)
+            assert figures["n" + suffix] == expected["pq"][group]["n"]
+    for c in figures["per_class"]:
+        counts = expected["pq_counts"].get(str(c["id"]), {"tp": 0, "fp": 0, "fn": 0, "iou": 0.0})
+        assert [c["TP"], c["FP"], c["FN"]] == [counts[k] for k in ("tp", "fp", "fn")]
+        assert c["IoU_sum"] == pytest.approx(counts["iou"], ROUNDING)
+        assert (c["PQ"] or 0.0) / 100 == pytest.approx(expected["pq_per_class"][str(c["id"])]["pq"], ROUNDING)
+    assert "all classes (11)         41.34  52.26   50.68" in capsys.readouterr().out
+
+
+def test_semantic_figures_of_the_reference(oracle, tmp_path):
+    folder, output = oracle / "eval", tmp_path / "figures.json"
+    sides = ("--truth", folder / "gt_sem", "--predictions", folder / "pred_sem")
+    assert score("semantic", *sides, "--classes", 133, "--ignore", 255, "--output", output) == 0
+    expected, figures = read(folder / "results.json"), read(output)
+    for name, value in expected["sem_seg"].items():
+        assert figures[name] == pytest.approx(value, ROUNDING)
+    for figure in ("IoU", "ACC"):
+        theirs = [v for name, v in expected["sem_seg_per_class"].items() if name.startswith(figure)]
+        ours = [c[figure] for c in figures["per_class"] if c[figure] is not None]
+        assert ours == pytest.approx([v for v in theirs if v == v], ROUNDING)
+
+
+def test_instance_figures_of_the_reference(oracle, tmp_path):
+    pytest.importorskip("hotcoco", reason="mask AP needs hotcoco, of the extra `evaluate`")
+    folder, output = oracle / "eval", tmp_path / "figures.json"
+    sides = ("--truth", folder / "gt_instances.json", "--predictions", folder / "pred_instances.json")
+    assert score("instance", *sides, "--output", output) == 0
+    expected, figures = read(folder / "results.json"), read(output)
+    for name, value in expected["coco_segm_stats"].items():
+        assert (-1 if figures[name] is None else figures[name] / 100) == pytest.approx(value, ROUNDING)
+    ours = {str(c["id"]): c["AP"] / 100 for c in figures["per_class"] if c["AP"] is not None}
+    assert ours == pytest.approx(expected["coco_segm_AP_per_category"], ROUNDING)
+
+
+# Panoptic -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def panoptic(tmp_path):
+    """Six pairs on disk; `run(*more)` scores them, `edit(name, change)` changes a JSON file."""
+
+    class Files:
+        pairs = [random_pair(np.random.default_rng(seed)) for seed in range(6)]
+
+        def __init__(self):
+            for name in ("truth", "prediction"):
+                (tmp_path / name).mkdir()
+            annotations = {"truth": [], "prediction": []}
+            for k, (truth, true_segments, prediction, predicted_segments) in enumerate(self.pairs):
+                for name, ids, segments in (
+                    ("truth", truth, true_segments),
+                    ("prediction", prediction, predicted_segments),
+                ):
+                    Image.fromarray(to_rgb(ids)).save(tmp_path / name / f"{k}.png")
+                    annotations[name].append({"image_id": k, "file_name": f"{k}.png", "segments_info": segments})
+            images = [{"id": k, "height": p[0].shape[0], "width": p[0].shape[1]} for k, p in enumerate(self.pairs)]
+            truth = {"images": images, "annotations": annotations["truth"], "categories": CATEGORIES}
+            write(tmp_path / "truth.json", truth)
+            write(tmp_path / "prediction.json", {"annotations": annotations["prediction"]})
+
+        def edit(self, name, change):
+            content = read(tmp_path / f"{name}.json")
+            change(content)
+            write(tmp_path / f"{name}.json", content)
+
+        def run(self, *more) -> int:
+            sides = ("--truth", tmp_path / "truth.json", "--predictions", tmp_path / "prediction.json")
+            return score("panoptic", *sides, "--output", tmp_path / "new" / "figures.json", *more)
+
+        def figures(self) -> dict:
+            return read(tmp_path / "new" / "figures.json")
+
+        def expected(self, *skipped: int) -> dict:
+            quality = PanopticQuality(CATEGORIES)
+            for k, pair in enumerate(self.pairs):
+                if k not in skipped:
+                    quality.update(*pair)
+            return quality.compute()
+
+    return Files()
+
+
+def test_panoptic_files(panoptic, tmp_path, capsys):
+    assert panoptic.run() == 0
+    figures = panoptic.figures()
+    assert figures == panoptic.expected() | {"images": 6, "skipped": []}
+    assert "6 images, 0 skipped; figures in" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figures.json"]
+
+
+def test_several_processes_give_the_same_figures(panoptic, monkeypatch):
+    monkeypatch.setattr(tally_module, "CHUNK", 1)
+    assert panoptic.run("--workers", 2) == 0
+    assert panoptic.figures() == panoptic.expected() | {"images": 6, "skipped": []}
+    panoptic.edit("prediction", lambda content: content["annotations"].pop(3))
+    with pytest.raises(BadSample, match="no annotation for image_id 3"):
+        panoptic.run("--workers", 2)
+
+
+def drop(entry: dict, key: str) -> None:
+    del entry[key]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("prediction", lambda c: c["annotations"].pop(2), r"2.png: the predictions have no annotation for image_id 2"),
+        (
+            "prediction",
+            lambda c: c["annotations"][2]["segments_info"].append({"id": 77, "category_id": 1}),
+            r"prediction/2.png: segment 77 is listed in segments_info but has no pixels",
+        ),
+        (
+            "prediction",
+            lambda c: c["annotations"][2].update(segments_info=[]),
+            r"prediction/2.png: segment \d+ is in the map but not in segments_info",
+        ),
+        (
+            "prediction",
+            lambda c: c["annotations"][2]["segments_info"][0].update(category_id=999),
+            r"prediction/2.png: segment \d+ has the unknown category_id 999",
+        ),
+        (
+            "truth",
+            lambda c: c["annotations"][2].update(segments_info=[]),
+            r"truth/2.png: segment \d+ is in the map but not in segments_info",
+        ),
+        ("truth", lambda c: c["annotations"][2].update(file_name="no.png"), r"truth/no.png: No such file"),
+        (
+            "truth",
+            lambda c: c["images"][2].update(height=99),
+            r"truth/2.png: \d+x\d+ pixels .height x width., but the image is 99x\d+ by the JSON file",
+        ),
+    ],
+)
+def test_a_bad_panoptic_image_stops_or_is_skipped(panoptic, capsys, name, change, message):
+    panoptic.edit(name, change)
+    with pytest.raises(BadSample, match=message):
+        panoptic.run()
+    assert panoptic.run("--skip_bad") == 1
+    figures = panoptic.figures()
+    assert len(figures["skipped"]) == 1
+    assert figures == panoptic.expected(2) | {"images": 5, "skipped": figures["skipped"]}
+    assert "5 images, 1 skipped" in capsys.readouterr().out
+
+
+def test_damaged_or_different_panoptic_images(panoptic, tmp_path):
+    path = tmp_path / "prediction" / "4.png"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(BadSample, match=r"prediction/4.png: (damaged|not an image)"):
+        panoptic.run()
+    Image.new("RGB", (123, 45)).save(path)
+    with pytest.raises(BadSample, match=r"prediction/4.png: the map is 45x123 pixels .height x width., the truth is"):
+        panoptic.run()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("truth", lambda c: drop(c, "categories"), r"truth.json has no list 'categories'. Expected COCO panoptic"),
+        ("truth", lambda c: c["annotations"].clear(), r"truth.json has no annotations"),
+        ("truth", lambda c: drop(c["annotations"][1], "file_name"), r"image 1 has no 'file_name'. Expected COCO"),
+        ("truth", lambda c: drop(c["categories"][0], "isthing"), r"a category has no 'isthing'"),
+        ("prediction", lambda c: c.update(annotations=[3]), r"'annotations' in .*prediction.json is not a list of obj"),
+        ("prediction", lambda c: c["annotations"][1].update(image_id=0), r"two entries with image_id 0"),
+        ("prediction", lambda c: c["annotations"][1].update(image_id=[1]), r"no 'image_id' that is a number"),
+    ],
+)
+def test_another_layout_is_refused_even_with_skip_bad(panoptic, tmp_path, name, change, message):
+    panoptic.edit(name, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        panoptic.run("--skip_bad")
+    assert not isinstance(caught.value, BadSample)
+    assert not (tmp_path / "new" / "figures.json").exists()
+
+
+def test_missing_files_and_folders(panoptic, tmp_path):
+    with pytest.raises(ValueError, match=r"no such folder: nowhere. Expected the PNGs of .*prediction.json in it"):
+        panoptic.run("--predictions_dir", "nowhere")
+    with pytest.raises(ValueError, match=r"truth is a folder; it is the JSON file to write"):
+        panoptic.run("--output", tmp_path / "truth")
+    (tmp_path / "prediction.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"prediction.json is not JSON: .* Expected COCO panoptic JSON"):
+        panoptic.run()
+    (tmp_path / "prediction.json").unlink()
+    with pytest.raises(ValueError, match=r"prediction.json: No such file or directory. Expected COCO panoptic JSON"):
+        panoptic.run()
+
+
+def test_nothing_usable(panoptic, tmp_path):
+    panoptic.edit("prediction", lambda content: content["annotations"].clear())
+    with pytest.raises(ValueError, match=r"none of the 6 images could be used; the first: .*0.png: the predictions"):
+        panoptic.run("--skip_bad")
+    assert not (tmp_path / "new" / "figures.json").exists()
+
+
+# Semantic -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """Two label maps in a subfolder, with class 2 everywhere and one wrong pixel of ten."""
+    for side in ("truth", "prediction"):
+        (tmp_path / side / "city").mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((2, 5), 2, np.uint8)).save(tmp_path / side / "city" / f"{k}.png")
+    wrong = np.full((2, 5), 2, np.uint8)
+    wrong[0, 0] = 1
+    Image.fromarray(wrong).save(tmp_path / "prediction" / "city" / "0.png")
+
+    def run(*more) -> int:
+        sides = ("--truth", tmp_path / "truth", "--predictions", tmp_path / "prediction")
+        return score("semantic", *sides, "--output", tmp_path / "figures.json", *more)
+
+    return run
+
+
+def test_label_folders(labels, tmp_path, capsys):
+    assert labels("--classes", 3) == 0
+    figures = read(tmp_path / "figures.json")
+    assert [figures[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")] == [95.0] * 4
+    assert (figures["images"], figures["skipped"], len(figures["per_class"])) == (2, [], 3)
+    assert "mIoU   95.00" in capsys.readouterr().out
+
+
+def test_label_folders_with_suffixes(labels, tmp_path):
+    for k in range(2):
+        path = tmp_path / "truth" / "city" / f"{k}.png"
+        path.rename(path.with_name(f"{k}_labels.png"))
+        Image.new("RGB", (5, 2)).save(path.with_name(f"{k}_color.png"))
+    assert labels("--classes", 3, "--truth_suffix", "_labels.png") == 0
+    assert read(tmp_path / "figures.json")["mIoU"] == 95.0
+
+
+def test_bad_label_maps_stop_or_are_skipped(labels, tmp_path):
+    path = tmp_path / "prediction" / "city" / "0.png"
+    expected = {
+        "label 9 is neither one of the 3 classes": np.full((2, 5), 9, np.uint8),
+        "the map is 5x2 pixels": np.full((5, 2), 2, np.uint8),
+        "one channel": np.zeros((2, 5, 3), np.uint8),
+    }
+    for message, array in expected.items():
+        Image.fromarray(array).save(path)
+        with pytest.raises(BadSample, match=f"prediction/city/0.png: .*{message}"):
+            labels("--classes", 3)
+    path.unlink()
+    with pytest.raises(BadSample, match=r"truth/city/0.png: no prediction, expected .*prediction/city/0.png"):
+        labels("--classes", 3)
+    assert labels("--classes", 3, "--skip_bad") == 1
+    figures = read(tmp_path / "figures.json")
+    assert (figures["mIoU"], figures["images"], len(figures["skipped"])) == (100.0, 1, 1)
+
+
+def test_bad_label_folders(labels, tmp_path):
+    with pytest.raises(ValueError, match="with 847 classes, 255 is one of them: give the ignored label"):
+        labels("--classes", 847)
+    assert labels("--classes", 847, "--ignore", 65535) == 0
+    with pytest.raises(ValueError, match=r"no file that ends with .webp"):
+        labels("--classes", 3, "--truth_suffix", ".webp")
+    with pytest.raises(ValueError, match=r"no such folder: nowhere. Expected label maps"):
+        labels("--classes", 3, "--truth", "nowhere")
+    (tmp_path / "prediction" / "city" / "0.tif").touch()
+    with pytest.raises(ValueError, match=r"0.png and .*0.tif are label maps of the same image"):
+        labels("--classes", 3)
+
+
+# Instances ------------------------------------------------------------------------------------------------------------
+
+
+def as_rle(mask: np.ndarray) -> dict:
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """Two images with an object each, found with IoU 1 and 0.72."""
+    pytest.importorskip("hotcoco", reason="mask AP needs hotcoco, of the extra `evaluate`")
+    mask, part = np.zeros((2, 20, 20), bool)
+    mask[:10, :10] = True
+    part[:9, :8] = True
+    truth = {
+        "images": [{"id": name, "height": 20, "width": 20} for name in ("a", "b")],
+        "annotations": [
+            {"id": k, "image_id": name, "category_id": 1, "segmentation": as_rle(mask), "area": 100, "iscrowd": 0}
+            for k, name in enumerate(("a", "b"))
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    found = [
+        {"image_id": "a", "category_id": 1, "segmentation": as_rle(mask), "score": 0.9},
+        {"image_id": "b", "category_id": 1, "segmentation": as_rle(part), "score": 0.8},
+    ]
+
+    def run(*more, truth_change=None, change=None) -> int:
+        contents = json.loads(json.dumps([truth, found]))
+        for content, edit in zip(contents, (truth_change, change), strict=True):
+            if edit:
+                edit(content)
+        sides = ("--truth", write(tmp_path / "truth.json", contents[0]), "--predictions")
+        return score(
+            "instance", *sides, write(tmp_path / "found.json", contents[1]), "--output", tmp_path / "out.json", *more
+        )
+
+    return run
+
+
+def test_instance_files(instances, tmp_path, capsys):
+    assert instances() == 0
+    figures = read(tmp_path / "out.json")
+    # IoU 0.72 is a match at five thresholds; elsewhere precision is 1 up to the recall 1/2: 51 of 101 points
+    assert figures["AP"] == pytest.approx(50 + 50 * 51 / 101, rel=1e-14)
+    assert (figures["AP50"], figures["images"]) == (pytest.approx(100.0), 2)
+    assert "AP50   100.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "message"),
+    [
+        ("change", lambda c: c[1].update(category_id=7), r"found.json: image 'b': unknown category_id 7"),
+        ("change", lambda c: c[1].update(category_id=[7]), r"found.json: image 'b': unknown category_id \[7\]"),
+        ("change", lambda c: c[1].update(score=None), r"found.json: image 'b': the score None is not a finite number"),
+        ("change", lambda c: drop(c[1], "segmentation"), r"found.json: image 'b': an entry has no 'segmentation'"),
+        ("change", lambda c: c[1]["segmentation"].update(size=[20, 10]), r"'b': a mask is 20x10 pixels, the image is"),
+        ("change", lambda c: c[1]["segmentation"].update(counts="04"), r"'b': the runs of a mask do not add up to 20x"),
+        ("change", lambda c: c[1]["segmentation"].update(counts="\x01"), r"'b': a mask is not a run-length encoding"),
+        ("change", lambda c: c[1]["segmentation"].update(counts=[-4, 404]), r"'b': the runs of a mask do not add up"),
+        ("change", lambda c: c[1].update(segmentation=[[1, 1, 5, 5, 1, 5]]), r"'b': a mask is not a run-length"),
+        ("truth_change", lambda c: drop(c["annotations"][1], "area"), r"truth.json: image 'b': an entry has no 'area'"),
+        ("truth_change", lambda c: drop(c["images"][1], "width"), r"truth.json: image 'b' has no height and width"),
+    ],
+)
+def test_a_bad_instance_stops_or_its_image_is_skipped(instances, tmp_path, side, change, message):
+    with pytest.raises(BadSample, match=message):
+        instances(**{side: change})
+    assert instances("--skip_bad", **{side: change}) == 1
+    figures = read(tmp_path / "out.json")
+    assert (figures["AP"], figures["images"], len(figures["skipped"])) == (pytest.approx(100.0), 1, 1)
+
+
+def test_a_detection_on_an_unknown_image(instances, tmp_path):
+    with pytest.raises(BadSample, match=r"found.json: image_id 'c' is not among the images of .*truth.json"):
+        instances(change=lambda c: c.append(c[0] | {"image_id": "c"}))
+    assert instances("--skip_bad", change=lambda c: c.append(c[0] | {"image_id": "c"})) == 1
+    assert read(tmp_path / "out.json")["images"] == 2
+
+
+def test_another_instance_layout(instances):
+    for change, message in (
+        (lambda c: c[0].update(image_id=None), r"an entry of .*found.json has no 'image_id'. Expected COCO results"),
+        (lambda c: c.append(7), r"found.json is not a list of objects. Expected COCO results JSON"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            instances("--skip_bad", change=change)
+    with pytest.raises(ValueError, match=r"truth.json has no images"):
+        instances(truth_change=lambda c: c["images"].clear())
+
+
+# Cityscapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    scenes = [random_cityscapes(np.random.default_rng(seed)) for seed in range(3)]
+    (tmp_path / "val" / "ulm").mkdir(parents=True)
+    (tmp_path / "found" / "masks").mkdir(parents=True)
+    for k, (ids, found) in enumerate(scenes):
+        Image.fromarray(ids).save(tmp_path / "val" / "ulm" / f"ulm_000000_{k:06}_gtFine_instanceIds.png")
+        lines = []
+        for number, (label, confidence, mask) in enumerate(found):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "found" / "masks" / f"{k}_{number}.png")
+            lines.append(f"masks/{k}_{number}.png {label} {confidence}\n")
+        (tmp_path / "found" / f"ulm_000000_{k:06}_pred.txt").write_text("".join(lines), encoding="utf-8")
+
+    def run(*more) -> int:
+        sides = ("--truth", tmp_path / "val", "--predictions", tmp_path / "found", "--protocol", "cityscapes")
+        return score("instance", *sides, "--output", tmp_path / "out.json", *more)
+
+    run.scenes = scenes
+    return run
+
+
+def test_cityscapes_files(cityscapes, tmp_path):
+    from fcclip_jax.evaluation.cityscapes_ap import CityscapesAP
+
+    ap = CityscapesAP()
+    for ids, found in cityscapes.scenes:
+        ap.update(ids, *zip(*found, strict=True))
+    assert cityscapes() == 0
+    assert ap.compute()["AP"] > 0
+    assert read(tmp_path / "out.json") == ap.compute() | {"images": 3, "skipped": []}
+
+
+def test_bad_cityscapes_files(cityscapes, tmp_path):
+    text = tmp_path / "found" / "ulm_000000_000001_pred.txt"
+    for content, message in (
+        ("masks/1_0.png 24", "line 1 is not `mask.png label_id score`"),
+        ("\nmasks/no.png 24 0.5", r"masks/no.png: No such file"),
+        ("../val/ulm/ulm_000000_000001_gtFine_instanceIds.png 24 0.5", "line 1 names a file outside"),
+        ("masks/1_0.png 24 nan", "a score is not a finite number"),
+    ):
+        text.write_text(content, encoding="utf-8")
+        with pytest.raises(BadSample, match=message):
+            cityscapes()
+    text.rename(text.with_name("ulm_000000_000000_again.txt"))
+    with pytest.raises(ValueError, match=r"are predictions for the same image"):
+        cityscapes()
+    (tmp_path / "found" / "ulm_000000_000000_again.txt").unlink()
+    with pytest.raises(BadSample, match=r"000001_gtFine_instanceIds.png: no prediction. Expected CITY_"):
+        cityscapes()
+    assert cityscapes("--skip_bad") == 1
+    assert read(tmp_path / "out.json")["images"] == 2
+    with pytest.raises(ValueError, match=r"nothing to score in .*found. Expected CITY/CITY_"):
+        cityscapes("--truth", tmp_path / "found")
