@@ -65,7 +65,7 @@ class MaskAP:
                 raise ValueError(f"unknown category_id {annotation['category_id']!r}")
         true = [
             {
-                # Our own ids: pycocotools mistakes an object with id 0 for "no match".
+                # An annotation need not have an id, and pycocotools mistakes the id 0 for "no match".
                 "id": number,
                 "image_id": image_id,
                 "category_id": a["category_id"],

@@ -38,9 +38,7 @@ class MeanIoU:
         self._row = self._column.copy()
         if not 0 <= ignore < self._column.size:
             raise ValueError(f"the ignored label must be from 0 to {self._column.size - 1}, not {ignore}")
-        self._column[ignore] = count
-        if ignore >= count:
-            self._row[ignore] = count
+        self._column[ignore] = self._row[ignore] = count
         self._row *= count + 2
         self.confusion = np.zeros((count + 1, count + 1), np.int64)
         """Pixels `[K+1,K+1]`, predicted class by true class; the last row is "no class", the last column ignored."""

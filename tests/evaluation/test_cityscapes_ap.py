@@ -65,19 +65,27 @@ def test_a_false_mask_with_a_higher_score():
 
 
 @pytest.mark.parametrize(
-    ("other", "excused"),
+    ("other", "on", "excused"),
     [
-        ((PERSON, RIGHT), True),  # a group
-        ((0, RIGHT), True),  # unlabelled
-        ((CAR * 1000, RIGHT), False),  # another class
-        ((CAR, RIGHT), False),  # a group of another class
-        ((PERSON * 1000 + 7, slice(10, 14)), False),  # a small object, on 40 % of the mask
+        ((PERSON, RIGHT), RIGHT, True),  # a group, as one
+        ((PERSON, RIGHT), slice(12, 15), True),  # inside a group
+        ((CAR, RIGHT), slice(12, 15), False),  # a group of another class
+        ((CAR * 1000, RIGHT), RIGHT, False),  # an object of another class
+        ((0, RIGHT), RIGHT, True),  # unlabelled
+        ((0, slice(10, 15)), RIGHT, False),  # half of it unlabelled: not more than any threshold
+        ((PERSON * 1000 + 7, slice(10, 14)), slice(10, 11), True),  # inside a small object
+        ((PERSON * 1000 + 7, slice(10, 14)), RIGHT, False),  # a small object on 40 % of the mask
     ],
 )
-def test_excuses(other, excused):
-    found = [(PERSON, 0.4, mask(LEFT)), (PERSON, 0.9, mask(RIGHT))]
+def test_excuses(other, on, excused):
+    found = [(PERSON, 0.4, mask(LEFT)), (PERSON, 0.9, mask(on))]
     figures = counted((scene((PERSON * 1000, LEFT), other), found)).compute()
-    assert ap_of(figures, PERSON) == (100.0 if excused else pytest.approx(25.0, rel=1e-15))
+    expected = 100.0 if excused else pytest.approx(25.0, rel=1e-15)
+    assert next((c["AP"], c["AP50"]) for c in figures["per_class"] if c["id"] == PERSON) == (expected, expected)
+
+
+def test_half_of_an_object_is_not_enough():
+    assert counted((scene((PERSON * 1000, LEFT)), [(PERSON, 0.9, mask(slice(0, 5)))])).compute()["AP50"] == 0.0
 
 
 def test_a_mask_on_a_small_object_is_passed_over():

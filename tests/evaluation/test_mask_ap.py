@@ -178,8 +178,23 @@ def test_any_grouping_gives_the_same_bits(seed, order):
     resumed.merge(a)
     assert resumed.compute() == expected
     assert resumed.compute() == expected  # once more: computing consumes nothing
+    state = resumed.state()
+    a.update(77, 120, 150, images[0][1], [])
     resumed.update(99, 120, 150, [], [])
     assert (resumed.compute(), resumed.images) == (expected, 9)
+    resumed.merge(a)
+    resumed.load_state(state)  # forgets what came after
+    assert (resumed.compute(), resumed.images) == (expected, 8)
+
+
+def test_what_was_merged_does_not_change_with_its_source():
+    images = [random_image(np.random.default_rng(seed), seed) for seed in (3, 4)]
+    total, part = counted(), counted(images[0])
+    total.merge(part)
+    expected = counted(images[0]).compute()
+    part.update(4, 120, 150, images[1][1], images[1][2])
+    assert images[1][1]
+    assert total.compute() == expected != part.compute()
 
 
 def test_misfits_count_nothing():

@@ -186,6 +186,19 @@ def test_categories_are_checked():
         counted().load_state(PanopticQuality(CATEGORIES[:2]).state())
 
 
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    save_state(tmp_path / "a.npz", {"x": np.arange(3)})
+
+    class Unwritable:
+        def __array__(self, *_args, **_options):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_state(tmp_path / "a.npz", {"x": np.arange(9), "y": Unwritable()})
+    assert load_state(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def test_not_a_state(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"hello")
     with pytest.raises(ValueError, match="not a saved evaluation state"):
