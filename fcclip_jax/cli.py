@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fcclip_jax import train_command
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_segment(commands)
     _add_demo(commands)
+    train_command.add_arguments(commands)
     return parser
 
 

@@ -1,17 +1,12 @@
-"""From a configuration to a run: the only reader of a ConfigDict.
+"""From a configuration to a run: the only reader of a ConfigDict (configuration.py makes and checks it)."""
 
-A configuration file has a function `get_config()` that starts from `base_config()` and changes what it needs.
-"""
-
-import ast
+import dataclasses
 import difflib
-import hashlib
-import importlib.util
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from fcclip_jax.configuration import CHECKPOINTS, ConfigError, base_config, claim, load_config
 from fcclip_jax.data.drawn import draw_dataset
 from fcclip_jax.data.loader import TrainLoader, make_loader
 from fcclip_jax.data.sources import CocoPanopticSource, PanopticSource, TfdsPanopticSource
@@ -33,160 +29,25 @@ from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
 from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, split_frozen
+from fcclip_jax.training.overview import parameter_table
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used: which key, what is wrong, what is near."""
-
-
-def base_config() -> ConfigDict:
-    """All keys with the paper's values (COCO panoptic, 50 epochs, batch 16)."""
-    config = ConfigDict()
-    config.seed = 0
-    config.steps = 368_750
-    config.batch_size = 16  # of all devices together
-    config.accumulate = 1  # parts that a batch is worked off in
-
-    config.model = ConfigDict()
-    config.model.variant = "convnext_large_d_320"
-    config.model.queries = 0  # 0: the variant's own number
-    config.model.dtype = "bfloat16"  # of towers and transformer decoder; losses and pixel decoder stay float32
-    config.model.remat = False  # compute decoder layers again in the backward pass
-    config.model.frozen_dtype = "float32"  # in which the frozen tower is stored
-    config.model.towers = ""  # a model folder with the frozen towers (convert.open_clip); "": random ones
-    config.model.start_from = ""  # a model folder to take the trainable part from; "": random
-
-    config.data = ConfigDict()
-    config.data.kind = "coco"  # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot
-    config.data.images = "coco/train2017"
-    config.data.panoptic = "coco/panoptic_train2017"
-    config.data.annotations = "coco/annotations/panoptic_train2017.json"
-    config.data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
-    config.data.tfds = ""
-    config.data.drawn_images = 16
-    config.data.image_size = 1024
-    config.data.min_scale = 0.1
-    config.data.max_scale = 2.0
-    config.data.flip = 0.5
-    config.data.max_segments = 100
-    config.data.workers = 8
-    config.data.skip_bad = False
-
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # -1: what fsdp leaves
-    config.mesh.fsdp = 1
-
-    optimizer = OptimizerConfig()
-    config.optimizer = ConfigDict()
-    for key in (
-        "learning_rate",
-        "weight_decay",
-        "b1",
-        "b2",
-        "eps",
-        "clip_norm",
-        "warmup_steps",
-        "warmup_factor",
-        "gamma",
-    ):
-        config.optimizer[key] = getattr(optimizer, key)
-    config.optimizer.milestones = tuple(optimizer.milestones)
-    config.optimizer.average_decay = 0.0  # of a moving average of the parameters; 0: none
-
-    config.loss = ConfigDict(
-        {
-            "points": 12544,
-            "oversample": 3.0,
-            "important": 0.75,
-            "no_object_weight": 0.1,
-            "class_weight": 2.0,
-            "mask_weight": 5.0,
-            "dice_weight": 5.0,
-        }
-    )
-    config.log_every = 50
-    config.checkpoint_every = 5000
-    config.keep_checkpoints = 3
-    config.eval_every = 0
-    config.picture_every = 0
-    config.profile_at = 0
-    config.profile_steps = 5
-    return config
-
-
-def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
-    """Runs the configuration file and applies `key.path=value` overrides.
-
-    Raises:
-        ConfigError: no such file, no `get_config`, an unknown key (the nearest is named), a value of another type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no configuration file {path}")
-    spec = importlib.util.spec_from_file_location("fcclip_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no function get_config()")
-    config = module.get_config()
-    for key, value in overrides:
-        _override(config, key, value)
-    config.lock()
-    return config
-
-
-def _override(config: ConfigDict, key: str, text: str) -> None:
-    *folders, name = key.split(".")
-    here = config
-    for depth, part in enumerate([*folders, name]):
-        if not isinstance(here, ConfigDict) or part not in here:
-            known = _keys(config)
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
-            raise ConfigError(f"the configuration has no key {key}{hint}")
-        if depth < len(folders):
-            here = here[part]
-    current = here[name]
-    if isinstance(current, ConfigDict):
-        raise ConfigError(f"{key} is a group of keys: {', '.join(f'{key}.{k}' for k in current)}")
-    here[name] = _parse(key, text, current)
-
-
-def _parse(key: str, text: str, current: Any) -> Any:
-    if isinstance(current, str):
-        return text
-    try:
-        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(current, float) and type(value) is int:
-        value = float(value)
-    if isinstance(current, tuple):
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if type(value) is not type(current):
-        raise ConfigError(f"{key} takes a {type(current).__name__} such as {current!r}, not {text!r}")
-    return value
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in config.items():
-        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-    return keys
+__all__ = ["ConfigError", "base_config", "build", "load_config", "run_training"]
 
 
 def run_training(config: ConfigDict, workdir: str | Path) -> int:
     """Trains, exports, and returns the process's exit code: 0, or EXIT_PREEMPTED when told to stop.
 
-    In `workdir`: config.json, checkpoints/, metrics.jsonl, tensorboard/, pictures/, and at the end model/ (this
-    project's format) and fcclip.safetensors (the original's state dict).
+    In `workdir`: config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/, pictures/, profile/, and at
+    the end model/ (this project's format) and fcclip.safetensors (the original's state dict).
 
     Raises:
         ValueError: the configuration does not fit the data, the devices or the work folder.
+        CheckpointError: a checkpoint could not be written, or none can be read.
+        TrainingStopped: a loss is not finite.
     """
     workdir = Path(workdir)
     run, data, towers, vocabulary = build(config, workdir)
@@ -199,8 +60,8 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
             writer.close()
     if not complete:
         return EXIT_PREEMPTED
+    params = sharding.gather(run.mesh, state.params if state.average is None else state.average)
     if jax.process_index() == 0:
-        params = state.average if state.average is not None else state.params
         export(workdir, model_config(config), params, towers, vocabulary, config)
     return 0
 
@@ -209,57 +70,31 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
-    if config.batch_size % jax.process_count():
-        raise ConfigError(f"batch_size {config.batch_size} does not split over {jax.process_count()} processes")
-    workdir.mkdir(parents=True, exist_ok=True)
-    fingerprint = _claim(workdir, config)
-    source, vocabulary = _source(config, workdir)
-    towers = _towers(config)
     model = model_config(config)
+    fingerprint = claim(workdir, config)
+    source, vocabulary = _source(config, workdir)
+    towers = _towers(config, model)
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
-    keys = ("learning_rate", "weight_decay", "b1", "b2", "eps", "clip_norm", "warmup_steps", "warmup_factor", "gamma")
-    optimizer_config = OptimizerConfig(
-        milestones=tuple(config.optimizer.milestones), **{key: config.optimizer[key] for key in keys}
-    )
+    optimizer_config = _fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
-    average = config.optimizer.average_decay > 0
     state = train_state.init_state(
-        model, options, optimizer, mesh, seed=config.seed, average=average, params=_start_from(config, model, options)
-    )
-    data = make_loader(
-        source,
-        batch_size=config.batch_size,
-        image_size=config.data.image_size,
-        max_segments=config.data.max_segments,
+        model,
+        options,
+        optimizer,
+        mesh,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        skip_bad=config.data.skip_bad,
-        min_scale=config.data.min_scale,
-        max_scale=config.data.max_scale,
-        flip_probability=config.data.flip,
+        average=config.optimizer.average_decay > 0,
+        params=_start_from(config, model, options),
     )
+    first = jax.process_index() == 0
+    if first:
+        table = parameter_table(_by_name(state.params) | towers, mesh.shape["fsdp"])
+        (workdir / "parameters.txt").write_text(table, encoding="utf-8")
+    data = _loader(config, source)
     run = Run(
-        config=TrainerConfig(
-            average_decay=config.optimizer.average_decay,
-            **{
-                key: config[key]
-                for key in (
-                    "steps",
-                    "batch_size",
-                    "accumulate",
-                    "log_every",
-                    "checkpoint_every",
-                    "eval_every",
-                    "picture_every",
-                    "profile_at",
-                    "profile_steps",
-                )
-            },
-        ),
+        config=_fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
         graphdef=graphdef,
         optimizer=optimizer,
         schedule=learning_rate_schedule(optimizer_config),
@@ -267,26 +102,56 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         mesh=mesh,
         state=state,
         frozen=train_state.place_frozen(frozen, mesh, jnp.dtype(config.model.frozen_dtype)),
-        text=text_arguments(model, towers, vocabulary),
+        text=sharding.place_whole(mesh, text_arguments(model, towers, vocabulary)),
         data=data,
         checkpoints=Checkpoints(
-            workdir / "checkpoints",
+            workdir / CHECKPOINTS,
             keep_last=config.keep_checkpoints,
             best_metric="PQ" if config.eval_every else None,
             fingerprint=fingerprint,
         ),
-        writers=metrics.make_writers(workdir) if jax.process_index() == 0 else [],
+        writers=metrics.make_writers(workdir) if first else [],
         workdir=workdir,
     )
     return run, data, towers, vocabulary
 
 
+def _by_name(state: nnx.State) -> dict[str, Any]:
+    """Arrays or shapes by dotted name, without reading them."""
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def _fields(kind: type, config: ConfigDict, **others: Any) -> Any:
+    """A dataclass filled with those keys of `config` that it has."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in config and field.name not in others]
+    return kind(**{name: config[name] for name in names}, **others)
+
+
+def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
+    data = config.data
+    return make_loader(
+        source,
+        batch_size=config.batch_size,
+        image_size=data.image_size,
+        max_segments=data.max_segments,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        skip_bad=data.skip_bad,
+        min_scale=data.min_scale,
+        max_scale=data.max_scale,
+        flip_probability=data.flip,
+    )
+
+
 def model_config(config: ConfigDict) -> FCCLIPConfig:
     """The variant, with the configuration's number of queries."""
-    import dataclasses
-
     if config.model.variant not in VARIANTS:
-        raise ConfigError(f"model.variant {config.model.variant!r}: there are {', '.join(VARIANTS)}")
+        near = difflib.get_close_matches(config.model.variant, VARIANTS, n=1, cutoff=0)
+        raise ConfigError(
+            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(VARIANTS)}"
+        )
     model = VARIANTS[config.model.variant]
     if config.model.queries:
         decoder = dataclasses.replace(model.transformer_decoder, queries=config.model.queries)
@@ -294,44 +159,12 @@ def model_config(config: ConfigDict) -> FCCLIPConfig:
     return model
 
 
-# Changing these makes a resumed run another run; the rest (steps, logging, mesh, workers) may change.
-_IDENTITY = ("seed", "batch_size", "model", "optimizer", "loss")
-
-
-def _claim(workdir: Path, config: ConfigDict) -> str:
-    """Saves the resolved configuration beside the checkpoints, and returns its fingerprint."""
-    values = json.loads(config.to_json())
-    identity = {key: values[key] for key in _IDENTITY}
-    identity["data"] = {k: v for k, v in values["data"].items() if k != "workers"}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = workdir / "config.json"
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved.get("fingerprint") != fingerprint:
-            differing = [k for k in _flat(identity) if _flat(identity)[k] != _flat(saved.get("config", {})).get(k)]
-            raise ConfigError(
-                f"{workdir} is the work folder of another run; it differs in {', '.join(differing[:5]) or 'its keys'}. "
-                "Give another --workdir, or the same configuration to resume."
-            )
-    if jax.process_index() == 0:
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps({"fingerprint": fingerprint, "config": values}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
-    return fingerprint
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     if data.kind == "drawn":
         size = (data.image_size, data.image_size * 5 // 4)
-        folder = draw_dataset(workdir / "drawn", images=data.drawn_images, size=size, seed=config.seed)
+        name = f"drawn-{data.drawn_images}-{data.image_size}-{config.seed}"
+        folder = draw_dataset(workdir / name, images=data.drawn_images, size=size, seed=config.seed)
         vocabulary = Vocabulary.from_file(folder / "labels.txt")
         paths = (folder / "images", folder / "panoptic", folder / "panoptic.json")
         return CocoPanopticSource(*paths, vocabulary), vocabulary
@@ -339,33 +172,32 @@ def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabula
     if data.kind == "coco":
         paths = (data.images, data.panoptic, data.annotations)
         return CocoPanopticSource(*paths, vocabulary, skip_bad=data.skip_bad), vocabulary
-    if data.kind == "tfds":
-        return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
-    raise ConfigError(f"data.kind {data.kind!r}: there are coco, tfds, drawn")
+    return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
 
 
-def _towers(config: ConfigDict) -> dict[str, np.ndarray]:
+def _towers(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray]:
     """The frozen towers by parameter name."""
-    if config.model.towers:
-        card = weights.read_card(config.model.towers)
-        model = model_config(config)
-        if (card.config.vision, card.config.text) != (model.vision, model.text):
-            raise ConfigError(
-                f"model.towers {config.model.towers} holds {card.config.name}, model.variant is {config.model.variant}"
-            )
-        return weights.load_parameters(config.model.towers, weights.TOWERS)
-    log.warning(
-        "model.towers is empty: the frozen towers are random, the model will know no words but the trained ones"
-    )
-    make = jax.jit(lambda key: split_frozen(nnx.state(FCCLIP(model_config(config), rngs=nnx.Rngs(key))))[1])
+    folder = config.model.towers
+    if folder:
+        card = weights.read_card(folder)
+        if (card.config.vision, card.config.text, card.config.embed_dim) != (model.vision, model.text, model.embed_dim):
+            raise ConfigError(f"model.towers {folder} holds {card.config.name}, model.variant is {model.name}")
+        return weights.load_parameters(folder, weights.TOWERS)
+    log.warning("model.towers is empty: the frozen towers are random, so no words but the trained ones will be known")
+    make = jax.jit(lambda key: split_frozen(nnx.state(FCCLIP(model, rngs=nnx.Rngs(key))))[1])
     return weights.parameters_of(make(jax.random.key(config.seed + 1)))
 
 
 def _start_from(config: ConfigDict, model: FCCLIPConfig, options: train_state.ModelOptions) -> nnx.State | None:
-    if not config.model.start_from:
+    folder = config.model.start_from
+    if not folder:
         return None
     _, shapes, _ = train_state.abstract_model(model, options)
-    return weights.state_from_parameters(shapes, weights.load_parameters(config.model.start_from))
+    parameters = weights.load_parameters(folder)
+    wanted = {name: tuple(leaf.shape) for name, leaf in _by_name(shapes).items()}
+    found = {name: array.shape for name, array in parameters.items() if not name.startswith(weights.TOWERS)}
+    weights.check_shapes(f"model.start_from {folder}", found, wanted)
+    return weights.state_from_parameters(shapes, parameters)
 
 
 def text_arguments(model: FCCLIPConfig, towers: dict[str, np.ndarray], vocabulary: Vocabulary) -> dict[str, np.ndarray]:

@@ -4,8 +4,10 @@ A checkpoint holds the trainable parameters, the optimizer's state, step, random
 the data iterator, and the run's fingerprint. The frozen towers are never in it: the configuration names them.
 """
 
+import json
 import logging
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,17 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fcclip_jax.training.sharding import agreed
 from fcclip_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
+# Sizes and CRC-32 of the files of one checkpoint, in its folder. Written before the folder gets its final name.
+CHECKSUMS = "checksums.json"
+
 
 class CheckpointError(RuntimeError):
     """A run that cannot be resumed or saved, with the reason and what to do."""
-
-
-def _tree(state: TrainState) -> dict[str, Any]:
-    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
-    return tree if state.average is None else tree | {"average": state.average}
 
 
 class Checkpoints:
@@ -42,6 +43,7 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         self.fingerprint = fingerprint
         self.best_metric = best_metric
+        self._saving: int | None = None
         keep: list[Any] = [policies.LatestN(keep_last)]
         if best_metric:
             keep.append(
@@ -49,11 +51,16 @@ class Checkpoints:
                     get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keep))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums),
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
 
     def save(self, state: TrainState, data: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Starts writing; returns before it is on disk. `data` is the iterator's state, JSON-able.
+        """Starts writing; returns before it is on disk. `data` is the iterator's state, JSON-able. A step that is
+        saved already is left as it is.
 
         Raises:
             CheckpointError: an earlier write failed (disk full); older checkpoints are intact.
@@ -62,31 +69,42 @@ class Checkpoints:
         run = {"data": dict(data), "fingerprint": self.fingerprint}
         items = ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), run=ocp.args.JsonSave(run))
         metrics = {k: float(v) for k, v in metrics.items()} if metrics else None
+        self.wait()  # for the one before, which must have its checksums before another is begun
+        if step in self.steps():
+            return
+        self._saving = step
         try:
             self._manager.save(step, args=items, metrics=metrics, force=True)
-        except OSError as error:
+        except Exception as error:  # orbax and tensorstore hand the system's errors on in clothes of their own
             raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when all is on disk. Raises CheckpointError when writing failed."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
         steps = self.steps()
         last = f"the newest complete one is of step {steps[-1]}" if steps else "none is complete"
-        return CheckpointError(f"a checkpoint could not be written to {self.directory}: {error}; {last}")
+        return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_reason(error)}; {last}")
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, rising."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps(read=True))
+
+    def _write_checksums(self) -> None:
+        # Orbax calls this when all files are written, and before the folder gets its final name.
+        if jax.process_index() == 0:
+            for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                sums = {str(p.relative_to(folder)): _checksum(p) for p in _data_files(folder)}
+                (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None when there is none.
 
-        A damaged one is moved aside (kept as `damaged-STEP`), said so, and the one before is taken.
+        A damaged one is moved aside (kept as `checkpoints-damaged-STEP`), said so, and the one before is taken.
 
         Args:
             like: arrays or shapes with the shardings wanted now, which may be another mesh's.
@@ -96,18 +114,47 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            try:
-                return self._restore(step, like)
-            except CheckpointError:
-                raise
-            # What orbax raises for damaged files is not one class: tensorstore, JSON and OS errors among them.
-            except Exception as error:
-                reason = str(error).strip().splitlines()
-                log.warning("checkpoint %d is damaged (%s); going back to the one before", step, (reason or ["?"])[0])
-                self._move_aside(step)
+            found, reason = self._try(step, like)
+            if agreed(found is not None):
+                return found
+            log.warning("checkpoint %d is damaged (%s); going back to the one before", step, reason)
+            self._move_aside(step)
         if steps:
-            raise CheckpointError(f"none of the checkpoints {steps} in {self.directory} can be read")
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.directory} can be read: they lie beside it as "
+                f"{self.directory.name}-damaged-STEP; the same command now starts from step 0"
+            )
         return None
+
+    def _try(self, step: int, like: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """What is in the checkpoint of `step`, or None and why it cannot be used."""
+        reason = self._damage(step) if jax.process_index() == 0 else ""
+        if not agreed(not reason):
+            return None, reason or "as process 0 says"
+        try:
+            return self._restore(step, like), ""
+        except CheckpointError:
+            raise
+        # What orbax raises for damaged files is not one class: tensorstore, JSON and OS errors among them.
+        except Exception as error:
+            return None, _reason(error)
+
+    def _damage(self, step: int) -> str:
+        """What the checksums say is wrong, or nothing."""
+        folder = self.directory / str(step)
+        try:
+            expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+            for name, (size, crc) in expected.items():
+                path = folder / name
+                if not path.is_file():
+                    return f"{name} is missing"
+                if path.stat().st_size != size:
+                    return f"{name} has {path.stat().st_size} bytes, not {size}"
+                if _checksum(path) != [size, crc]:
+                    return f"{name} has changed"
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return f"its {CHECKSUMS} cannot be read: {_reason(error)}"
+        return ""
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
@@ -122,19 +169,44 @@ class Checkpoints:
 
     def _move_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            found = self.directory / str(step)
-            aside = self.directory.parent / f"{self.directory.name}-damaged-{step}"
+            aside = self.directory.with_name(f"{self.directory.name}-damaged-{step}")
             number = 0
             while aside.exists():
                 number += 1
                 aside = aside.with_name(f"{self.directory.name}-damaged-{step}.{number}")
-            found.rename(aside)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("fcclip_damaged_checkpoint")
+            (self.directory / str(step)).rename(aside)
+        agreed(True)  # nobody looks again before it is gone
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
-        self._manager.close()
+        """Waits, and lets go of the folder. What `wait` would raise was raised there."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            log.warning("%s", self._failed(error))
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
+    return tree if state.average is None else tree | {"average": state.average}
+
+
+def _data_files(folder: Path) -> list[Path]:
+    # Orbax rewrites the files at the top, its notes, until the very end; restoring does not depend on them.
+    return [p for p in sorted(folder.glob("*/**/*")) if p.is_file() and p.name != "commit_success.txt"]
+
+
+def _checksum(path: Path) -> list[int]:
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause, where the system's own word stands."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

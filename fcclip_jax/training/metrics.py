@@ -26,7 +26,10 @@ PEAK_FLOPS = {
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes the numbers of one step."""
+    """Takes the numbers of one step. `begin` comes first: the run goes on after `step`, so whatever an earlier, killed
+    process wrote of later steps is taken back."""
+
+    def begin(self, step: int) -> None: ...
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -39,18 +42,33 @@ class JsonLines:
     """One JSON object a line: `{"step": 10, "loss": 1.5, ...}`. Numbers that are not finite become null."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+
+    def begin(self, step: int) -> None:
+        """Keeps the lines up to `step`, and drops later ones and one that was cut short."""
+        if self._path.is_file():
+            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            aside = self._path.with_suffix(".partial")
+            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            aside.replace(self._path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step} | clean) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | clean) + "\n")
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         pass
 
     def close(self) -> None:
-        self._file.close()
+        pass
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Pictures:
@@ -58,6 +76,9 @@ class Pictures:
 
     def __init__(self, folder: Path):
         self._folder = folder
+
+    def begin(self, step: int) -> None:
+        pass
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -76,9 +97,13 @@ class TensorBoard:
     """Event files through tensorboardX."""
 
     def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter
+        import tensorboardX
 
-        self._writer = SummaryWriter(str(folder))
+        self._make, self._folder, self._writer = tensorboardX.SummaryWriter, folder, None
+
+    def begin(self, step: int) -> None:
+        """TensorBoard itself hides what it finds from the next step on in older files."""
+        self._writer = self._make(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -88,7 +113,8 @@ class TensorBoard:
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def make_writers(workdir: Path) -> list[Writer]:
@@ -108,7 +134,7 @@ class Clock:
         self.batch_size, self.total_steps = batch_size, total_steps
         peak = next((flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
         self.peak = peak * devices if peak else None
-        self.flops_per_step: float | None = None
+        self.flops_per_step: float | None = None  # of all devices together
         self._since, self._step, self._waited = time.perf_counter(), 0, 0.0
 
     def start(self, step: int) -> None:

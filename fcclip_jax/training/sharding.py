@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -102,6 +101,30 @@ def global_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Arra
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-def merge_states(*states: nnx.State) -> nnx.State:
-    """One state of several disjoint ones."""
-    return nnx.merge_state(*states)
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same in every process, to the devices. Each device gets only its own part."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(array), sharding, lambda index: np.asarray(array)[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_whole(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays, the same in every process, whole to every device."""
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def gather(mesh: Mesh, tree: Any) -> Any:
+    """Arrays as host arrays, whole. All processes must call this."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), whole)
+
+
+def agreed(here: bool) -> bool:
+    """Whether it is true in every process. All must call this."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array([here])).all())

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
 from fcclip_jax.training.optimizer import split_frozen
-from fcclip_jax.training.sharding import shard_like_parameters
+from fcclip_jax.training.sharding import place, shard_like_parameters
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +81,6 @@ def init_state(
 
 def place_frozen(frozen: nnx.State, mesh: Mesh, dtype: Any | None = None) -> nnx.State:
     """Puts the frozen towers on the mesh, by the same rules as parameters, optionally in another dtype."""
-
-    def put(leaf, sharding):
-        # `device_put` of a host array sends each device only its own part.
-        return jax.device_put(leaf if dtype is None else jnp.asarray(leaf, dtype), sharding)
-
-    return jax.tree.map(put, frozen, shard_like_parameters(mesh, frozen))
+    if dtype is not None:
+        frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
+    return place(frozen, shard_like_parameters(mesh, frozen))

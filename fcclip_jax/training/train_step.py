@@ -20,6 +20,10 @@ from fcclip_jax.training.train_state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# What a step needs of a batch, and what it only counts.
+INPUTS = ("image", "ids", "labels", "valid")
+COUNTS = ("dropped_segments", "skipped_images")
+
 
 def normalize_images(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
     """The same function as data.transforms.normalize, on the device: a quarter of the bytes travel."""
@@ -80,14 +84,16 @@ def make_train_step(
     accumulate: int = 1,
     average_decay: float = 0.0,
     solver: Solver | None = None,
-) -> Callable[[TrainState, nnx.State, Batch, dict[str, Any]], tuple[TrainState, Metrics]]:
-    """The compiled step. The old state's buffers are reused for the new one.
+) -> Callable[[TrainState, nnx.State, Batch, dict[str, Any], int], tuple[TrainState, Metrics]]:
+    """The compiled step, `step(state, frozen, batch, text, number)`, where `number` counts the steps before it. The old
+    state's buffers are reused for the new one.
 
     The batch is worked off in `accumulate` parts whose gradients add up to the whole batch's, exactly: the sums are
     divided by the whole batch's counts, and an image draws the same points in any part.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says so in the
-    metric `finite`; the caller decides what to do.
+    A step whose loss or gradient is not finite leaves the state as it was, its number too, and says so in the metric
+    `finite`. Steps that were sent off after it do nothing either, because the state is not at their number: the
+    caller may look at `finite` late and still finds the last good state.
 
     Args:
         state: a state to take shapes and shardings from, as `frozen` is.
@@ -113,9 +119,9 @@ def make_train_step(
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of_part(*part)), None), zero, numbered)[0]
 
-    def step(state: TrainState, frozen: nnx.State, batch: Batch, text: dict[str, Any]):
+    def step(state: TrainState, frozen: nnx.State, batch: Batch, text: dict[str, Any], number: Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        images = {k: batch[k] for k in ("image", "ids", "labels", "valid")}
+        images = {k: batch[k] for k in INPUTS}
         (total, terms), grads = gradients(state.params, frozen, images, text, key)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -124,18 +130,20 @@ def make_train_step(
         average = state.average
         if average is not None:
             average = optax.incremental_update(params, average, 1 - average_decay)
-        proposed = (params, opt_state, average)
-        current = (state.params, state.opt_state, state.average)
-        params, opt_state, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, current)
-        new_state = TrainState(state.step + 1, params, opt_state, average, state.key)
+        proposed = (state.step + 1, params, opt_state, average)
+        current = (state.step, state.params, state.opt_state, state.average)
+        good = finite & (state.step == number)
+        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current)
         metrics = {"loss": total, **terms, "grad_norm": norm, "finite": finite, "segments": batch["valid"].sum()}
-        return new_state, metrics
+        metrics["images_without_segments"] = (~batch["valid"].any(axis=-1)).sum()
+        metrics |= {name: batch[name].sum() for name in COUNTS if name in batch}
+        return TrainState(*new, state.key), metrics
 
     whole, split = replicated(mesh), batch_sharding(mesh)
     state_shardings = shard_like_parameters(mesh, state)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, shard_like_parameters(mesh, frozen), split, whole),
+        in_shardings=(state_shardings, shard_like_parameters(mesh, frozen), split, whole, whole),
         out_shardings=(state_shardings, whole),
         donate_argnums=0,
     )

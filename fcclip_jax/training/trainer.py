@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,11 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fcclip_jax.losses.criterion import CriterionConfig
+from fcclip_jax.ops.linear_assignment import Solver
 from fcclip_jax.training import metrics as reporting
-from fcclip_jax.training.checkpoint import Checkpoints
+from fcclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from fcclip_jax.training.flops import product_flops
 from fcclip_jax.training.sharding import global_batch
 from fcclip_jax.training.train_state import TrainState
-from fcclip_jax.training.train_step import make_train_step
+from fcclip_jax.training.train_step import COUNTS, INPUTS, make_train_step
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,14 @@ class TrainingStopped(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainerConfig:
-    """Numbers of steps. `eval_every`, `picture_every` and `profile_at` may be 0 for never."""
+    """Numbers of steps. `eval_every`, `picture_every` and `profile_at` may be 0 for never, `checkpoint_every` for only
+    at the end."""
 
     steps: int
     batch_size: int
     accumulate: int = 1
     average_decay: float = 0.0
+    assignment: Solver | None = None
     log_every: int = 50
     checkpoint_every: int = 2000
     eval_every: int = 0
@@ -70,7 +74,7 @@ class Run:
     mesh: Mesh
     state: TrainState
     frozen: nnx.State
-    text: dict[str, np.ndarray]
+    text: dict[str, jax.Array]
     data: DataIterator
     checkpoints: Checkpoints
     writers: list[reporting.Writer]
@@ -79,11 +83,21 @@ class Run:
     picture: Callable[[TrainState, dict[str, np.ndarray]], np.ndarray] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """A step that was sent off: its number, what it found (on the devices), its images, and the data's place before."""
+
+    number: int
+    found: dict[str, jax.Array]
+    image_ids: np.ndarray
+    place: dict[str, Any]
+
+
 def train(run: Run) -> tuple[TrainState, bool]:
     """Trains to the last step, or until told to stop.
 
     Returns:
-        the last state, and whether the run is complete (False: preempted, saved, to be resumed).
+        the last state, and whether the run is complete (False: told to stop, saved, to be resumed).
 
     Raises:
         TrainingStopped: a loss is not finite; the state before that step is saved.
@@ -91,68 +105,48 @@ def train(run: Run) -> tuple[TrainState, bool]:
     """
     config = run.config
 
-    # Resuming, in this order: 1. parameters, optimizer, step and key; 2. the data's place; 3. the clock.
+    # Resuming, in this order: 1. parameters, optimizer, step and key; 2. the data's place; 3. what was reported.
     state = run.state
     restored = run.checkpoints.restore(state)
     if restored is not None:
-        state, data_state = restored
-        run.data.set_state(data_state)
+        state, place = restored
+        run.data.set_state(place)
         log.info("resumed at step %d", int(state.step))
+    number = int(state.step)
+    for writer in run.writers:
+        writer.begin(number)
 
-    step = make_train_step(
-        run.graphdef,
-        run.optimizer,
-        run.mesh,
-        state,
-        run.frozen,
-        run.criterion,
-        accumulate=config.accumulate,
-        average_decay=config.average_decay,
-    )
     clock = reporting.Clock(config.batch_size, config.steps, jax.devices()[0].device_kind, run.mesh.size)
     sums = _Sums()
-    pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
-    compiled = False
+    step: Callable | None = None
+    last: _Taken | None = None
 
-    with _Preemption() as preemption, jax.set_mesh(run.mesh):
-        number = int(state.step)
-        batches = _timed(run.data, clock)
+    with _Signals() as signals, _Profiler(run) as profiler, jax.set_mesh(run.mesh):
         while number < config.steps:
-            if config.profile_at and number == config.profile_at:
-                jax.profiler.start_trace(str(run.workdir / "profile"))
-            local = next(batches)
-            batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in _STEP_INPUTS})
-            if not compiled:
-                step = step.lower(state, run.frozen, batch, run.text).compile()
-                clock.flops_per_step = _flops(step)
+            place, asked = run.data.get_state(), time.perf_counter()
+            local = next(run.data)
+            clock.waited(time.perf_counter() - asked)
+            batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in INPUTS + COUNTS})
+            if step is None:
+                step = _compile(run, clock, state, batch)
                 clock.start(number)
-                compiled = True
-            state, found = step(state, run.frozen, batch, run.text)
+            profiler.before(number, signals.take_profile())
+            state, found = step(state, run.frozen, batch, run.text, np.int32(number))
             number += 1
+            profiler.after(number, state)
 
             # The step before has finished by now, or nearly: looking at it does not make the devices wait.
-            if pending is not None:
-                _check_finite(pending, state, run)
-                sums.add(pending[1])
-            pending = (number, found, local["image_id"])
-
-            if config.profile_at and number == config.profile_at + config.profile_steps:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-            due = _Due(config, number)
-            stopping = preemption.noticed(number)
+            if last is not None:
+                _look_at(last, state, run, sums)
+            last = _Taken(number, found, local["image_id"], place)
+            due, stopping = _Due(run, number), signals.stopping(number)
             if due.any or stopping:
-                _check_finite(pending, state, run)
-                sums.add(pending[1])
-                pending = None
+                _look_at(last, state, run, sums)
+                last = None
             if due.log:
-                _report(run, number, sums, clock, local)
-            scores = None
-            if due.evaluate and run.evaluate is not None:
-                scores = run.evaluate(state)
-                _write(run, number, {f"eval/{k}": v for k, v in scores.items()})
-                log.info("step %d  %s", number, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-            if due.picture and run.picture is not None:
+                _report(run, number, sums, clock)
+            scores = _evaluate(run, number, state) if due.evaluate else None
+            if due.picture:
                 picture = run.picture(state, local)
                 for writer in run.writers:
                     writer.image(number, "prediction", picture)
@@ -168,57 +162,71 @@ def train(run: Run) -> tuple[TrainState, bool]:
     return state, True
 
 
-_STEP_INPUTS = ("image", "ids", "labels", "valid")
-
-
 class _Due:
-    """What is to be done after this step."""
+    """What is to be done after this step. What is evaluated is saved too, so that the best can be kept."""
 
-    def __init__(self, config: TrainerConfig, number: int):
+    def __init__(self, run: Run, number: int):
+        config = run.config
         last = number == config.steps
 
         def every(steps: int) -> bool:
             return bool(steps) and (last or number % steps == 0)
 
         self.log = every(config.log_every) or number == 1
-        self.evaluate = every(config.eval_every)
-        self.picture = every(config.picture_every)
-        self.save = every(config.checkpoint_every) or last
+        self.evaluate = run.evaluate is not None and every(config.eval_every)
+        self.picture = run.picture is not None and every(config.picture_every)
+        self.save = every(config.checkpoint_every) or self.evaluate or last
         self.pause = self.evaluate or self.picture or self.save
         self.any = self.log or self.pause
 
 
 class _Sums:
-    """Means over the steps since the last report."""
+    """What the steps since the last report found: counts of the unusual in all, everything else on average."""
+
+    _TOTALS = (*COUNTS, "images_without_segments")
 
     def __init__(self):
         self._total: dict[str, float] = {}
         self._count = 0
 
-    def add(self, values: dict[str, jax.Array]) -> None:
+    def add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._total[name] = self._total.get(name, 0.0) + float(value)
+            self._total[name] = self._total.get(name, 0.0) + value
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        means = {name: total / self._count for name, total in self._total.items()} if self._count else {}
+        found = {k: v if k in self._TOTALS else v / self._count for k, v in self._total.items()}
         self.__init__()
-        return means
+        return found
 
 
-class _Preemption:
-    """Notices SIGTERM. With several processes jax's own notice is used, so that all stop at the same step."""
+class _Signals:
+    """SIGTERM (and the first Ctrl-C): save and leave. SIGUSR1: profile the next steps.
 
-    def __enter__(self) -> "_Preemption":
-        self._told = False
+    With several processes SIGTERM is left to jax's own notice, so that all stop at the same step.
+    """
+
+    def __enter__(self) -> "_Signals":
+        self._told = self._profile = False
+        handlers = {signal.SIGUSR1: self._ask_for_profile}
         if jax.process_count() == 1:
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            handlers |= {signal.SIGTERM: self._tell, signal.SIGINT: self._tell}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def _tell(self, number, frame) -> None:
         self._told = True
+        if number == signal.SIGINT:  # a second one does not wait for the save
+            signal.signal(number, self._before[number])
 
-    def noticed(self, step: int) -> bool:
+    def _ask_for_profile(self, number, frame) -> None:
+        self._profile = True
+
+    def take_profile(self) -> bool:
+        asked, self._profile = self._profile, False
+        return asked
+
+    def stopping(self, step: int) -> bool:
         if jax.process_count() == 1:
             return self._told
         from jax.experimental import multihost_utils
@@ -226,38 +234,94 @@ class _Preemption:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *error) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
-def _timed(data: DataIterator, clock: reporting.Clock) -> Iterator[dict[str, np.ndarray]]:
-    while True:
-        started = time.perf_counter()
-        batch = next(data)
-        clock.waited(time.perf_counter() - started)
-        yield batch
+class _Profiler:
+    """Traces `profile_steps` steps into `workdir/profile`, from step `profile_at` and whenever asked."""
+
+    def __init__(self, run: Run):
+        self._config, self._folder, self._until = run.config, run.workdir / "profile", None
+
+    def before(self, number: int, asked: bool) -> None:
+        """Before step `number` (from 0) is sent off."""
+        if self._until is None and (asked or (self._config.profile_at and number == self._config.profile_at)):
+            self._until = number + self._config.profile_steps
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, number: int, state: TrainState) -> None:
+        """After `number` steps were sent off."""
+        if number == self._until:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._until is not None:
+            self._until = None
+            jax.profiler.stop_trace()
+            log.info("the profile is in %s", self._folder)
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop()
 
 
-def _check_finite(pending: tuple[int, dict[str, jax.Array], np.ndarray], state: TrainState, run: Run) -> None:
-    number, found, image_ids = pending
-    if bool(found["finite"]):
+def _compile(run: Run, clock: reporting.Clock, state: TrainState, batch: dict[str, jax.Array]) -> Callable:
+    config = run.config
+    step = make_train_step(
+        run.graphdef,
+        run.optimizer,
+        run.mesh,
+        state,
+        run.frozen,
+        run.criterion,
+        accumulate=config.accumulate,
+        average_decay=config.average_decay,
+        solver=config.assignment,
+    )
+    started = time.perf_counter()
+    traced = step.trace(state, run.frozen, batch, run.text, np.int32(0))
+    clock.flops_per_step = product_flops(traced.jaxpr)
+    compiled = traced.lower().compile()
+    log.info("compiled in %.0f s", time.perf_counter() - started)
+    return compiled
+
+
+def _look_at(taken: _Taken, state: TrainState, run: Run, sums: _Sums) -> None:
+    """Waits for a step and adds up what it found; ends the run where that is not finite."""
+    found = {name: float(value) for name, value in jax.device_get(taken.found).items()}
+    if found.pop("finite"):
+        sums.add(found)
         return
-    bad = [name for name, value in found.items() if not np.isfinite(float(value))]
-    # The step left parameters and optimizer as they were, so what is saved is the last good state.
-    run.checkpoints.save(state, run.data.get_state())
-    run.checkpoints.wait()
+    # Neither that step nor those sent off after it changed the state: what is saved is the last good one.
+    try:
+        run.checkpoints.save(state, taken.place)
+        run.checkpoints.wait()
+        saved = f"The state before it is saved in {run.checkpoints.directory}"
+    except CheckpointError as error:
+        saved = f"And {error}"
+    bad = [name for name, value in found.items() if not np.isfinite(value)]
+    more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
     raise TrainingStopped(
-        f"step {number}: not finite: {', '.join(bad)}; images {image_ids.tolist()} (of process {jax.process_index()}). "
-        f"The state before it is saved in {run.checkpoints.directory}."
+        f"step {taken.number}: not finite: {', '.join(bad[:6])}{more}; images {taken.image_ids.tolist()}"
+        + (f" (of process {jax.process_index()})" if jax.process_count() > 1 else "")
+        + f". {saved}"
     )
 
 
-def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock, local: dict[str, np.ndarray]) -> None:
+def _evaluate(run: Run, number: int, state: TrainState) -> dict[str, float]:
+    scores = run.evaluate(state)
+    _write(run, number, {f"eval/{k}": v for k, v in scores.items()})
+    log.info("step %d  %s", number, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+    return scores
+
+
+def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock) -> None:
     values = sums.take()
-    values.pop("finite", None)
     values["learning_rate"] = float(run.schedule(number - 1))
-    if "dropped_segments" in local:
-        values["dropped_segments"] = float(local["dropped_segments"].sum())
     values |= clock.read(number) | reporting.device_memory(jax.local_devices())
     _write(run, number, values)
     log.info("%s", reporting.log_line(number, run.config.steps, values))
@@ -265,12 +329,7 @@ def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock, local: d
 
 def _write(run: Run, number: int, values: dict[str, float]) -> None:
     for writer in run.writers:
-        writer.write(number, values)
-
-
-def _flops(compiled: Any) -> float | None:
-    try:
-        analysis = compiled.cost_analysis()
-    except Exception:  # not every platform has one, and the figure is a convenience
-        return None
-    return float(analysis["flops"]) if analysis and "flops" in analysis else None
+        try:
+            writer.write(number, values)
+        except OSError as error:  # a run is worth more than its diary
+            log.warning("the numbers of step %d were not written: %s", number, error)

@@ -1,0 +1,296 @@
+"""What a run is configured by: the keys with the paper's values, a configuration file, overrides, and whose work folder
+it is.
+
+A configuration file has a function `get_config()` that starts from `base_config()` and changes what it needs.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fcclip_jax.training.optimizer import OptimizerConfig
+
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: which key, what is wrong, what is near."""
+
+
+def base_config() -> ConfigDict:
+    """All keys with the paper's values (COCO panoptic, 50 epochs, batch 16)."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 368_750
+    config.batch_size = 16  # of all devices together
+    config.accumulate = 1  # parts that a batch is worked off in
+
+    config.model = ConfigDict()
+    config.model.variant = "convnext_large_d_320"
+    config.model.queries = 0  # 0: the variant's own number
+    config.model.dtype = "bfloat16"  # of towers and transformer decoder; losses and pixel decoder stay float32
+    config.model.remat = False  # compute decoder layers again in the backward pass
+    config.model.frozen_dtype = "float32"  # in which the frozen tower is stored
+    config.model.towers = ""  # a model folder with the frozen towers (convert.open_clip); "": random ones
+    config.model.start_from = ""  # a model folder to take the trainable part from; "": random
+
+    config.data = ConfigDict()
+    config.data.kind = "coco"  # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot
+    config.data.images = "coco/train2017"
+    config.data.panoptic = "coco/panoptic_train2017"
+    config.data.annotations = "coco/annotations/panoptic_train2017.json"
+    config.data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
+    config.data.tfds = ""
+    config.data.drawn_images = 16
+    config.data.image_size = 1024
+    config.data.min_scale = 0.1
+    config.data.max_scale = 2.0
+    config.data.flip = 0.5
+    config.data.max_segments = 100
+    config.data.workers = 8
+    config.data.skip_bad = False
+
+    # Which solver matches queries to segments: "device", or "host" (scipy, by a callback). Both are exact. The host's
+    # is some milliseconds faster on CPU, but a program with a callback cannot be kept in the compilation cache, so
+    # that every start would compile anew (measured: docs/training.md).
+    config.assignment = "device"
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1: what fsdp leaves
+    config.mesh.fsdp = 1
+
+    optimizer = OptimizerConfig()
+    config.optimizer = ConfigDict()
+    for key in (
+        "learning_rate",
+        "weight_decay",
+        "b1",
+        "b2",
+        "eps",
+        "clip_norm",
+        "warmup_steps",
+        "warmup_factor",
+        "gamma",
+    ):
+        config.optimizer[key] = getattr(optimizer, key)
+    config.optimizer.milestones = tuple(optimizer.milestones)
+    config.optimizer.average_decay = 0.0  # of a moving average of the parameters; 0: none
+
+    config.loss = ConfigDict(
+        {
+            "points": 12544,
+            "oversample": 3.0,
+            "important": 0.75,
+            "no_object_weight": 0.1,
+            "class_weight": 2.0,
+            "mask_weight": 5.0,
+            "dice_weight": 5.0,
+        }
+    )
+    config.log_every = 50
+    config.checkpoint_every = 5000
+    config.keep_checkpoints = 3
+    config.eval_every = 0
+    config.picture_every = 0
+    config.profile_at = 0
+    config.profile_steps = 5
+    return config
+
+
+def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """Runs the configuration file and applies `key.path=value` overrides.
+
+    Raises:
+        ConfigError: no such file, an error in it, no `get_config`, an unknown key (the nearest is named), a value of
+            another type or out of its range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    config = _run_file(path)
+    known = _keys(base_config())
+    for key in _keys(config):
+        if key not in known:
+            raise ConfigError(f"{path}: {_unknown(key, known)}")
+    for key, value in overrides:
+        _override(config, key, value)
+    _check(config)
+    config.lock()
+    return config
+
+
+def _run_file(path: Path) -> ConfigDict:
+    module = types.ModuleType("fcclip_config")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{path} has no function get_config()")
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}, line {lines[-1] if lines else '?'}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returns a {type(config).__name__}; it must start from base_config()")
+    return config
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    # `lr` is nowhere near `optimizer.learning_rate` as a whole, but its last part may be.
+    near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+    return f"the configuration has no key {key}{hint}"
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    *folders, name = key.split(".")
+    here = config
+    for depth, part in enumerate([*folders, name]):
+        if not isinstance(here, ConfigDict) or part not in here:
+            raise ConfigError(_unknown(key, _keys(config)))
+        if depth < len(folders):
+            here = here[part]
+    current = here[name]
+    if isinstance(current, ConfigDict):
+        raise ConfigError(f"{key} is a group of keys: {', '.join(f'{key}.{k}' for k in current)}")
+    here[name] = _parse(key, text, current)
+
+
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+
+
+def _parse(key: str, text: str, current: Any) -> Any:
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if isinstance(current, tuple):
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if type(value) is not type(current) or (isinstance(value, tuple) and any(type(v) is not int for v in value)):
+        raise ConfigError(f"{key} takes {_TYPES[type(current)]} such as {current!r}, not {text!r}")
+    return value
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items():
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return keys
+
+
+_AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "model.queries": 0,
+    "data.image_size": 32,
+    "data.min_scale": 0.01,
+    "data.max_scale": 0.01,
+    "data.drawn_images": 1,
+    "data.max_segments": 1,
+    "data.workers": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.average_decay": 0,
+    "loss.points": 4,
+    "loss.oversample": 1,
+    "log_every": 0,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "eval_every": 0,
+    "picture_every": 0,
+    "profile_at": 0,
+    "profile_steps": 1,
+}
+_ONE_OF = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.frozen_dtype": ("float32", "bfloat16"),
+    "data.kind": ("coco", "tfds", "drawn"),
+    "assignment": ("device", "host"),
+}
+_SHARES = ("data.flip", "loss.important", "optimizer.average_decay")
+
+
+def _check(config: ConfigDict) -> None:
+    values = _flat(config.to_dict())
+    for key, least in _AT_LEAST.items():
+        if not values[key] >= least:
+            raise ConfigError(f"{key} must be at least {least}, not {values[key]}")
+    for key, choices in _ONE_OF.items():
+        if values[key] not in choices:
+            raise ConfigError(f"{key} is one of {', '.join(choices)}, not {values[key]!r}")
+    for key in _SHARES:
+        if not 0 <= values[key] <= 1:
+            raise ConfigError(f"{key} must be in 0 to 1, not {values[key]}")
+    if config.data.image_size % 32:
+        raise ConfigError(f"data.image_size must be a multiple of 32, not {config.data.image_size}")
+    if config.data.max_scale < config.data.min_scale:
+        raise ConfigError("data.max_scale must not be below data.min_scale")
+
+
+# Changing these makes a resumed run another run; the rest (steps, logging, mesh, workers) may change.
+_IDENTITY = ("seed", "batch_size", "model", "optimizer", "loss")
+
+
+def claim(workdir: Path, config: ConfigDict) -> str:
+    """Saves the resolved configuration as `workdir/config.json`, and returns its fingerprint. A folder without a
+    checkpoint has nothing to lose and is taken over.
+
+    Raises:
+        ConfigError: `workdir` holds the checkpoints of a run with another configuration.
+    """
+    values = json.loads(config.to_json())
+    identity = {key: values[key] for key in _IDENTITY}
+    identity["data"] = {k: v for k, v in values["data"].items() if k != "workers"}
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path = workdir / CONFIG_FILE
+    if path.is_file() and any(p.name.isdecimal() for p in (workdir / CHECKPOINTS).glob("*")):
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            theirs, print_ = _flat(saved["config"]), saved["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(
+                f"{path} is damaged; it says whose checkpoints lie beside it. Give another --workdir, or delete it to "
+                "resume with the configuration given"
+            ) from None
+        if print_ != fingerprint:
+            ours = _flat(identity)
+            differing = [f"{k} {theirs.get(k)!r} (now {ours[k]!r})" for k in ours if ours[k] != theirs.get(k)]
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise ConfigError(
+                f"{workdir} is the work folder of another run: {', '.join(differing[:5]) or 'of another version'}{more}"
+                ". Give another --workdir, or the same configuration to resume"
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".partial")
+        aside.write_text(json.dumps({"fingerprint": fingerprint, "config": values}, indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
+    return fingerprint
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
