@@ -25,6 +25,9 @@ def get_config():
     config.loss.points = 1024
     config.optimizer.learning_rate = 1e-3
     config.optimizer.milestones = (240, 270)
+    config.validation.min_size = 128
+    config.eval_every = 100
+    config.picture_every = 100
     config.log_every = 10
     config.checkpoint_every = 100
     return config

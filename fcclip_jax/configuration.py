@@ -96,6 +96,15 @@ def base_config() -> ConfigDict:
             "dice_weight": 5.0,
         }
     )
+    # Panoptic quality while training; data.kind drawn evaluates on further pictures of its own.
+    config.validation = ConfigDict()
+    config.validation.images = "coco/val2017"
+    config.validation.panoptic = "coco/panoptic_val2017"
+    config.validation.annotations = "coco/annotations/panoptic_val2017.json"
+    config.validation.max_images = 0  # the first so many; 0: all
+    config.validation.min_size = 800
+    config.validation.max_size = 1333
+
     config.log_every = 50
     config.checkpoint_every = 5000
     config.keep_checkpoints = 3

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fcclip_jax.configuration import CHECKPOINTS, ConfigError, base_config, claim, load_config
@@ -25,6 +26,7 @@ from fcclip_jax.models import weights
 from fcclip_jax.models.clip_text import ClipText
 from fcclip_jax.models.fcclip import FCCLIP, VARIANTS, FCCLIPConfig
 from fcclip_jax.models.text_classifier import TextClassifier
+from fcclip_jax.run_evaluation import RunEvaluation
 from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
@@ -92,6 +94,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
     if first:
         table = parameter_table(_by_name(state.params) | towers, mesh.shape["fsdp"])
         (workdir / "parameters.txt").write_text(table, encoding="utf-8")
+    watch = _watch(config, workdir, model, towers, vocabulary, mesh, source)
     data = _loader(config, source)
     run = Run(
         config=_fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
@@ -112,8 +115,29 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         ),
         writers=metrics.make_writers(workdir) if first else [],
         workdir=workdir,
+        evaluate=watch.evaluate if config.eval_every else None,
+        picture=watch.picture if config.picture_every else None,
     )
     return run, data, towers, vocabulary
+
+
+def _watch(
+    config: ConfigDict,
+    workdir: Path,
+    model: FCCLIPConfig,
+    towers: dict[str, np.ndarray],
+    vocabulary: Vocabulary,
+    mesh: Mesh,
+    source: PanopticSource,
+) -> RunEvaluation:
+    validation = config.validation
+    if config.eval_every and config.data.kind == "drawn":
+        source, _ = _drawn(config, workdir, seed=config.seed + 1)
+    elif config.eval_every:
+        paths = (validation.images, validation.panoptic, validation.annotations)
+        source = CocoPanopticSource(*paths, vocabulary, skip_bad=config.data.skip_bad)
+    sizes = {key: validation[key] for key in ("min_size", "max_size", "max_images")}
+    return RunEvaluation(model, towers, vocabulary, mesh, source, **sizes)
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:
@@ -162,17 +186,22 @@ def model_config(config: ConfigDict) -> FCCLIPConfig:
 def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     if data.kind == "drawn":
-        size = (data.image_size, data.image_size * 5 // 4)
-        name = f"drawn-{data.drawn_images}-{data.image_size}-{config.seed}"
-        folder = draw_dataset(workdir / name, images=data.drawn_images, size=size, seed=config.seed)
-        vocabulary = Vocabulary.from_file(folder / "labels.txt")
-        paths = (folder / "images", folder / "panoptic", folder / "panoptic.json")
-        return CocoPanopticSource(*paths, vocabulary), vocabulary
+        return _drawn(config, workdir, config.seed)
     vocabulary = Vocabulary.parse(data.labels)
     if data.kind == "coco":
         paths = (data.images, data.panoptic, data.annotations)
         return CocoPanopticSource(*paths, vocabulary, skip_bad=data.skip_bad), vocabulary
     return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
+
+
+def _drawn(config: ConfigDict, workdir: Path, seed: int) -> tuple[PanopticSource, Vocabulary]:
+    data = config.data
+    size = (data.image_size, data.image_size * 5 // 4)
+    name = f"drawn-{data.drawn_images}-{data.image_size}-{seed}"
+    folder = draw_dataset(workdir / name, images=data.drawn_images, size=size, seed=seed)
+    vocabulary = Vocabulary.from_file(folder / "labels.txt")
+    paths = (folder / "images", folder / "panoptic", folder / "panoptic.json")
+    return CocoPanopticSource(*paths, vocabulary), vocabulary
 
 
 def _towers(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray]:

@@ -113,9 +113,7 @@ def test_training_configurations_load():
     for command in (c for c in commands() if c.startswith("fcclip train")):
         words = shlex.split(command)
         overrides = [
-            (k.removeprefix("--config."), v)
-            for k, v in itertools.pairwise(words)
-            if k.startswith("--config.")
+            (k.removeprefix("--config."), v) for k, v in itertools.pairwise(words) if k.startswith("--config.")
         ]
         config = load_config(ROOT / words[words.index("--config") + 1], overrides)
         assert config.steps > 0

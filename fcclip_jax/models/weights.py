@@ -282,6 +282,12 @@ def state_from_parameters(like: nnx.State, parameters: Mapping[str, np.ndarray])
     return nnx.from_flat_state(flat)
 
 
+def model_from_parameters(config: FCCLIPConfig, parameters: Mapping[str, np.ndarray]) -> tuple[nnx.GraphDef, nnx.State]:
+    """A whole model, split as by `load_model`, from host arrays by name."""
+    graphdef, like = _abstract(config)
+    return graphdef, jax.tree.map(jnp.asarray, state_from_parameters(like, parameters))
+
+
 def parameters_of(state: nnx.State) -> dict[str, np.ndarray]:
     """The inverse: host arrays by name."""
     return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
