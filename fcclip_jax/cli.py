@@ -4,34 +4,73 @@ Only argparse is imported at the top, so that `fcclip --help` answers at once.
 """
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fcclip_jax import train_command
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 1 where some images failed, 2 where the input cannot be used."""
-    options = _parser().parse_args(arguments)
+    """Runs one command. Returns the exit code: 0, 1 where some images failed, 2 where the input cannot be used (then
+    stderr has one line, `error: ...`), 130 where it was interrupted.
+
+    Raises:
+        SystemExit: after `--help` and `--version` (0), and where the command line is wrong (2).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
+            stream.reconfigure(errors="backslashreplace")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_BAD_INPUT
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("interrupted: what is written is complete", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        print("interrupted: the files that are written are complete", file=sys.stderr)
+        return _leave_at_once(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # who reads our output has gone; neither may Python write to it when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 
+def _leave_at_once(code: int) -> NoReturn:
+    """Ends the process without Python's own way out, on which it crashes where jax is still compiling."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    head, *rest = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return f"{head} {'; '.join(rest)}".strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"error: {message} (see `{self.prog} --help`)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fcclip", description="Open-vocabulary segmentation: type words, see masks.")
+    parser = _Parser(prog="fcclip", description="Open-vocabulary segmentation: type words, see masks.")
     parser.add_argument("--version", action="version", version=f"fcclip_jax {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_segment(commands)
     _add_demo(commands)
     train_command.add_arguments(commands)
@@ -51,9 +90,13 @@ def _add_segment(commands) -> None:
     segment.add_argument("--stuff", help='those of the words that are stuff, not countable: "sky, road"')
     segment.add_argument("--checkpoint", metavar="DIR", help="a converted model; see `python -m convert.fcclip --help`")
     segment.add_argument("--output", metavar="DIR", default="fcclip_output", help="default: %(default)s")
-    segment.add_argument("--task", default="panoptic,semantic", help="among panoptic,semantic,instance (%(default)s)")
-    segment.add_argument("--min_size", type=_positive, default=800, help="shorter edge in the network (%(default)s)")
-    segment.add_argument("--max_size", type=_positive, default=1333, help="longer edge at most (%(default)s)")
+    segment.add_argument("--task", default="panoptic,semantic,instance", help="some of these; default: %(default)s")
+    segment.add_argument(
+        "--min_size", type=_positive, default=800, help="pixels of the shorter edge in the network (%(default)s)"
+    )
+    segment.add_argument(
+        "--max_size", type=_positive, default=1333, help="and of the longer edge at most, which wins (%(default)s)"
+    )
     segment.add_argument(
         "--overlap_threshold",
         type=_share,
@@ -69,7 +112,8 @@ def _add_segment(commands) -> None:
 
 _SEGMENT = (
     "Writes for each photo.jpg: photo.overlay.png, photo.panoptic.png (id = R + 256 G + 65536 B), "
-    "photo.semantic.png (class index) and photo.json (segments, instances), as asked for by --task."
+    "photo.semantic.png (class index) and photo.json (segments, instances), as asked for by --task. Exit code: 0; 1 "
+    "where some photos failed, the others are done; 2 where nothing could be done."
 )
 
 
@@ -109,13 +153,14 @@ def _run_demo(options: argparse.Namespace) -> int:
             [photo],
             vocabulary=segment_files.read_vocabulary(options.vocabulary, None, None, options.stuff),
             output=options.output,
-            tasks=("panoptic", "semantic", "instance"),
             min_size=320,
             overlap_threshold=0.0,
         )
+    if code:
+        return code
     print(f"\nLook at {options.output}/coffee.overlay.png. Next, with real weights (README, section Weights):")
     print('  fcclip segment photo.jpg --checkpoint DIR --vocabulary "cat; sofa, couch; window" --stuff window')
-    return code
+    return 0
 
 
 def _positive(text: str) -> int:

@@ -11,7 +11,9 @@ The expensive part knows no words: `encode` an image once, then `name` it with a
 
 import dataclasses
 import functools
+import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from fcclip_jax import visualization
 from fcclip_jax.data import transforms
 from fcclip_jax.models import weights
-from fcclip_jax.models.fcclip import FCCLIP, VARIANTS
+from fcclip_jax.models.fcclip import FCCLIP, VARIANTS, Forward
+from fcclip_jax.models.mask_classifier import Classification
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.results.results import TASKS, compute_results
 from fcclip_jax.structures import Instance, MaskPredictions, Segment
@@ -34,10 +37,32 @@ VocabularyLike = Vocabulary | str | os.PathLike | Iterable[str]
 Progress = Callable[[int, int], None]
 
 
+# Photos that wait for others of their padded size are worked off when they take more memory than this.
+_WAITING_BYTES = 2**30
+
+
 def cache_directory() -> Path:
     """Where text embeddings and compiled programs are kept: $FCCLIP_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FCCLIP_CACHE") or Path(base) / "fcclip_jax")
+    if own := os.environ.get("FCCLIP_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcclip_jax"
+
+
+class PanopticMap(np.ndarray):
+    """A panoptic map, int32 `[H,W]`, that knows its `segments`. Views and copies know them too."""
+
+    segments: list[Segment]
+
+    def __array_finalize__(self, source) -> None:
+        self.segments = getattr(source, "segments", [])
+
+    def __reduce__(self):
+        make, arguments, state = super().__reduce__()
+        return make, arguments, (state, self.segments)
+
+    def __setstate__(self, state) -> None:
+        super().__setstate__(state[0])
+        self.segments = state[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +82,92 @@ class Result:
     Attributes:
         image: uint8 `[H,W,3]`.
         vocabulary: the classes; `category_id` and `semantic` index it.
-        panoptic: int32 `[H,W]`, ids of `segments`, 0 where nothing was found.
-        segments: the segments of `panoptic`.
+        panoptic: int32 `[H,W]`, ids of `segments`, 0 where nothing was found; it has the attribute `segments` too.
+        segments: the segments of `panoptic`, in the order of their ids.
         semantic: uint8 or uint16 `[H,W]`, a class everywhere.
         instances: things, the best first; may overlap.
     """
 
     image: np.ndarray
     vocabulary: Vocabulary
-    panoptic: np.ndarray | None
+    panoptic: PanopticMap | None
     segments: list[Segment] | None
     semantic: np.ndarray | None
     instances: list[Instance] | None
 
     def draw(self, *, alpha: float = 0.5, labels: bool = True) -> UInt8[np.ndarray, "H W 3"]:
-        """The photo with its panoptic segments, or else its semantic map, in colour and with names."""
+        """The photo with its panoptic segments, or else its semantic map, in colour and with names.
+
+        Raises:
+            ValueError: neither was asked for, or `alpha`, the opacity, is outside 0 to 1.
+        """
+        look = {"alpha": alpha, "labels": labels}
         if self.panoptic is not None:
-            return visualization.draw_panoptic(self.image, self.panoptic, self.segments, alpha=alpha, labels=labels)
+            return visualization.draw_panoptic(self.image, self.panoptic, self.segments, **look)
         if self.semantic is not None:
-            return visualization.draw_semantic(self.image, self.semantic, self.vocabulary.names, alpha=alpha)
+            return visualization.draw_semantic(self.image, self.semantic, self.vocabulary.names, **look)
         raise ValueError("there is nothing to draw: ask for the panoptic or the semantic task")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """The compiled functions of one architecture; the model's state is their first argument."""
+
+    predict: Callable[..., list[MaskPredictions]]
+    forward: Callable[..., Forward]
+    classify: Callable[..., Classification]
+    layer_logits: Callable[..., list[jax.Array]]
+    encode_text: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(graphdef: nnx.GraphDef) -> _Programs:
+    """Models of one architecture share their programs, each compiled on first use for every shape it meets."""
+
+    def compiled(function: Callable, **options: Any) -> Callable:
+        @functools.wraps(function)
+        def exact(state: nnx.State, *args):
+            # float32 means float32: without this, accelerators multiply in tf32 or bfloat16.
+            with jax.default_matmul_precision("float32"):
+                return function(nnx.merge(graphdef, state), *args)
+
+        return jax.jit(exact, **options)
+
+    def predict(model: FCCLIP, images: jax.Array) -> list[MaskPredictions]:
+        batch = model(images).predictions
+        return [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(len(images))]
+
+    def layer_logits(model: FCCLIP, class_embeds, rows, synonym_to_class, count: int) -> list[jax.Array]:
+        return [model.in_vocabulary_logits(x, rows, synonym_to_class, count) for x in class_embeds]
+
+    def encode_text(model: FCCLIP, tokens: jax.Array) -> jax.Array:
+        return model.clip.text(tokens)
+
+    return _Programs(
+        predict=compiled(predict),
+        forward=compiled(FCCLIP.__call__),
+        classify=compiled(FCCLIP.classify),
+        layer_logits=compiled(layer_logits, static_argnums=4),
+        encode_text=compiled(encode_text),
+    )
+
+
+def _open_cache(cache_dir: str | os.PathLike | None) -> Path:
+    """The cache folder. Has jax keep compiled programs there between runs, unless it was told a place already."""
+    cache = cache_directory() if cache_dir is None else Path(cache_dir)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return cache
+    try:
+        (cache / "xla").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache / "xla"):
+            pass
+    except OSError as error:
+        logging.getLogger(__name__).warning("compiled programs are not kept for the next run: %s", error)
+        return cache
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    # Also the many small programs: together they take seconds of a short run.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return cache
 
 
 class Segmenter:
@@ -92,33 +183,14 @@ class Segmenter:
         max_size: int = 1333,
         cache_dir: str | os.PathLike | None = None,
     ):
-        """`min_size` and `max_size` bound the shorter and the longer edge, in pixels, that the network sees."""
+        """`min_size` is the length, in pixels, that the shorter edge has in the network, `max_size` the most that the
+        longer edge may have, which comes first. `cache_dir` as `cache_directory()`, which is the default."""
         self.card, self.min_size, self.max_size = card, min_size, max_size
         self.train_vocabulary = Vocabulary.from_dict(card.train_classes) if card.train_classes else None
-        self._state = state
-        cache = cache_directory() if cache_dir is None else Path(cache_dir)
-        if jax.config.jax_compilation_cache_dir is None:
-            jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-
-        def model(state: nnx.State) -> FCCLIP:
-            return nnx.merge(graphdef, state)
-
-        # float32 means float32: without this, accelerators multiply in tf32 or bfloat16.
-        exact = functools.partial(_with_precision, "float32")
-        self._predict = exact(jax.jit(lambda state, images: model(state)(images).predictions))
-        self._forward = exact(jax.jit(lambda state, images: model(state)(images)))
-        self._classify = exact(jax.jit(lambda state, *args: model(state).classify(*args)))
-        self._layer_logits = exact(
-            jax.jit(
-                lambda state, embeds, rows, classes, count: [
-                    model(state).in_vocabulary_logits(x, rows, classes, count) for x in embeds
-                ],
-                static_argnums=4,
-            )
-        )
-        encode_text = exact(jax.jit(lambda state, tokens: model(state).clip.text(tokens)))
+        self._state, self._run = state, _programs(graphdef)
+        cache = _open_cache(cache_dir)
         self._text = TextClassifier(
-            lambda tokens: encode_text(self._state, tokens),
+            lambda tokens: self._run.encode_text(self._state, tokens),
             embed_dim=card.config.embed_dim,
             fingerprint=card.text_sha256,
             cache_dir=cache / "text",
@@ -139,6 +211,7 @@ class Segmenter:
         if variant not in VARIANTS:
             raise ValueError(f"no variant {variant!r}; there are: {', '.join(VARIANTS)}")
         config = VARIANTS[variant]
+        _open_cache(options.get("cache_dir"))  # before the first program is compiled
         return cls(weights.ModelCard(config), *weights.initialize(config, seed), **options)
 
     def __call__(
@@ -171,7 +244,7 @@ class Segmenter:
 
     def encode(self, image: UInt8[np.ndarray, "H W 3"]) -> EncodedImage:
         """Runs the network on one photo. The result can be named with any number of vocabularies."""
-        return next(self._encode_batch([image]))
+        return self._encode([self._preprocess(image)])[0]
 
     def name(
         self,
@@ -185,7 +258,7 @@ class Segmenter:
     ) -> Result:
         """Names the masks of an encoded image with a vocabulary; arguments as in a call of the segmenter."""
         words = Vocabulary.parse(vocabulary, stuff)
-        log_probs = self._classify(self._state, encoded.predictions, *self._text_arguments(words)).class_log_probs
+        log_probs = self._run.classify(self._state, encoded.predictions, *self._text_arguments(words)).class_log_probs
         found = compute_results(
             encoded.predictions.masks[0],
             log_probs[0],
@@ -197,7 +270,11 @@ class Segmenter:
             overlap_threshold=overlap_threshold,
             object_threshold=object_threshold,
         )
-        return Result(encoded.image, words, found.panoptic, found.segments, found.semantic, found.instances)
+        panoptic = found.panoptic
+        if panoptic is not None:
+            panoptic = panoptic.view(PanopticMap)
+            panoptic.segments = found.segments
+        return Result(encoded.image, words, panoptic, found.segments, found.semantic, found.instances)
 
     def prepare(self, vocabulary: VocabularyLike, progress: Progress | None = None) -> Vocabulary:
         """Embeds a vocabulary's words ahead of the first image; `progress` gets (prompts done, prompts in all)."""
@@ -207,41 +284,56 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[UInt8[np.ndarray, "H W 3"]],
+        images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
         vocabulary: VocabularyLike,
         *,
+        stuff: str | Iterable[str] | None = None,
         batch_size: int = 1,
         **options: Any,
     ) -> Iterator[tuple[int, Result]]:
         """Segments many photos, in batches of equal padded size, yielding (index, result) as they are ready.
 
-        The device works on one batch while the host reads the next images and finishes the last ones. An image's
-        result is the one it would have alone. `options` as in a call of the segmenter.
+        The device works on one batch while the host finishes the one before and reads the next photos. An image's
+        result is the one it would have alone. Photos wait for others of their padded size up to a gigabyte in all, so
+        with `batch_size` above 1 the results are not in order.
+
+        Args:
+            batch_size: photos at a time. A batch that cannot be filled is filled up with copies, so that there is one
+                program to compile for each padded size.
+            options: `tasks`, `overlap_threshold` and `object_threshold`, as in a call of the segmenter.
+
+        Raises:
+            ValueError: as a call of the segmenter, at the first image that cannot be used.
         """
-        words = Vocabulary.parse(vocabulary, options.pop("stuff", None))
+        if batch_size < 1:
+            raise ValueError(f"a batch has at least one photo, not {batch_size}")
+        words = Vocabulary.parse(vocabulary, stuff)
         self._text.rows(words)
-        waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
         running: list[tuple[int, EncodedImage]] = []
+        for batch in self._batches(images, batch_size):
+            # Named before the next batch starts, or the device would keep the names waiting until that is done.
+            finished = [(index, self.name(encoded, words, **options)) for index, encoded in running]
+            indices, inputs = zip(*batch, strict=True)
+            encoded = self._encode([*inputs, *[inputs[-1]] * (batch_size - len(inputs))])
+            running = list(zip(indices, encoded[: len(inputs)], strict=True))
+            yield from finished
+        yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
-        def start(group: list[tuple[int, np.ndarray]]) -> list[tuple[int, EncodedImage]]:
-            return [
-                (index, encoded)
-                for (index, _), encoded in zip(group, self._encode_batch([im for _, im in group]), strict=True)
-            ]
-
+    def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:
+        """Photos of one padded size, with their places among `images`; up to `batch_size` of them."""
+        waiting: dict[tuple[int, ...], list[tuple[int, _Input]]] = {}
+        size = 0
         for index, image in enumerate(images):
-            shape = self._padded_shape(image)
-            group = waiting.setdefault(shape, [])
-            group.append((index, image))
-            if len(group) == batch_size:
-                started = start(waiting.pop(shape))
-                yield from ((i, self.name(e, words, **options)) for i, e in running)
-                running = started
-        for group in waiting.values():
-            started = start(group)
-            yield from ((i, self.name(e, words, **options)) for i, e in running)
-            running = started
-        yield from ((i, self.name(e, words, **options)) for i, e in running)
+            prepared = self._preprocess(image)
+            group = waiting.setdefault(prepared.padded.shape, [])
+            group.append((index, prepared))
+            size += prepared.nbytes
+            while waiting and (len(group) == batch_size or size > _WAITING_BYTES):
+                group = waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+                size -= sum(prepared.nbytes for _, prepared in group)
+                yield group
+                group = []
+        yield from waiting.values()
 
     def forward(self, image: UInt8[np.ndarray, "H W 3"], vocabulary: VocabularyLike) -> dict[str, Any]:
         """All named intermediates of one photo, as numpy arrays with a batch axis of 1 (lists hold one a layer).
@@ -252,7 +344,7 @@ class Segmenter:
         class_log_probs `[1,Q,K+1]`.
         """
         words = Vocabulary.parse(vocabulary)
-        return self.intermediates(self._preprocess(image)[0][None], *self._text_arguments(words))
+        return self.intermediates(self._preprocess(image).padded[None], *self._text_arguments(words))
 
     def intermediates(
         self,
@@ -262,9 +354,9 @@ class Segmenter:
         seen: Bool[np.ndarray, "K"],
     ) -> dict[str, Any]:
         """What `forward` returns, for a normalised and padded batch and unit text rows."""
-        out = self._forward(self._state, inputs)
-        named = self._classify(self._state, out.predictions, rows, synonym_to_class, seen)
-        logits = self._layer_logits(self._state, out.decoder.class_embeds, rows, synonym_to_class, len(seen))
+        out = self._run.forward(self._state, inputs)
+        named = self._run.classify(self._state, out.predictions, rows, synonym_to_class, seen)
+        logits = self._run.layer_logits(self._state, out.decoder.class_embeds, rows, synonym_to_class, len(seen))
         arrays = {
             **{f.name: getattr(out.features, f.name) for f in dataclasses.fields(out.features)},
             **{f.name: getattr(out.pixels, f.name) for f in dataclasses.fields(out.pixels)},
@@ -290,34 +382,33 @@ class Segmenter:
         )
         return self._text.rows(words), words.synonym_to_class, seen
 
-    def _padded_shape(self, image: np.ndarray) -> tuple[int, int]:
-        size = transforms.target_size(*_checked(image).shape[:2], self.min_size, self.max_size)
-        return tuple(-(-edge // 32) * 32 for edge in size)
-
-    def _preprocess(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    def _preprocess(self, image: np.ndarray) -> "_Input":
         resized = transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
-        return transforms.pad_to_multiple(transforms.normalize(resized)), resized.shape[:2]
+        return _Input(image, transforms.pad_to_multiple(transforms.normalize(resized)), resized.shape[:2])
 
-    def _encode_batch(self, images: Sequence[np.ndarray]) -> Iterator[EncodedImage]:
-        inputs, sizes = zip(*map(self._preprocess, images), strict=True)
-        batch = self._predict(self._state, np.stack(inputs))
-        for i, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            yield EncodedImage(image, jax.tree.map(lambda x, i=i: x[i : i + 1], batch), size)
+    def _encode(self, inputs: Sequence["_Input"]) -> list[EncodedImage]:
+        """Starts the device; the predictions are there when they are first looked at."""
+        predictions = self._run.predict(self._state, np.stack([x.padded for x in inputs]))
+        return [EncodedImage(x.image, found, x.size) for x, found in zip(inputs, predictions, strict=True)]
 
 
-def _checked(image: Int[np.ndarray, "..."]) -> UInt8[np.ndarray, "H W 3"]:
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """A photo, what the network gets of it, and the size, `(height, width)`, that it has there without padding."""
+
+    image: np.ndarray
+    padded: np.ndarray
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.padded.nbytes
+
+
+def _checked(image: Any) -> UInt8[np.ndarray, "H W 3"]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"an image is a numpy array, uint8 RGB [H,W,3], not {kind}; data.image_files reads files")
     if min(image.shape[:2]) < 1:
         raise ValueError(f"the image has no pixels: {image.shape[0]} x {image.shape[1]}")
     return image
-
-
-def _with_precision(precision: str, compiled: Callable) -> Callable:
-    @functools.wraps(compiled)
-    def call(*args):
-        with jax.default_matmul_precision(precision):
-            return compiled(*args)
-
-    return call

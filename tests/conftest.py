@@ -1,5 +1,6 @@
 """Shapes and types in signatures are enforced while the tests run (they cost nothing in use)."""
 
+import os
 from pathlib import Path
 
 import jaxtyping
@@ -11,6 +12,16 @@ jaxtyping.install_import_hook("fcclip_jax", "beartype.beartype")
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """Text embeddings and compiled programs are kept for this test run alone, where all of its processes find them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "fcclip_cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FCCLIP_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

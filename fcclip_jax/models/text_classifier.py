@@ -1,12 +1,14 @@
 """Words to rows of the classifier: prompts through the text tower, averaged over the templates (ViLD)."""
 
+import contextlib
 import hashlib
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -16,8 +18,10 @@ from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 EncodeText = Callable[[np.ndarray], Array]
 
-# Context lengths that prompts are cut to, so that few shapes are compiled.
-_BUCKET = 8
+# Shapes of the token batches are rounded up to these, so that few are compiled.
+_LENGTHS, _ROWS = 8, 16
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 def embed_prompts(
@@ -27,38 +31,35 @@ def embed_prompts(
     batch: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "T E"]:
-    """Embeds prompts in batches of equal length, each cut behind its longest prompt.
+    """Embeds prompts in batches of similar length, each cut behind its longest prompt.
 
     Cutting changes nothing, attention being causal, and short prompts cost a sixth of a full context (measured).
 
     Args:
-        encode: the text tower, int32 `[batch, l]` to `[batch, E]`; sees few different shapes.
+        encode: the text tower, int32 `[b,l]` to `[b,E]`; `b` is a power of two from 16 up to `batch`, `l` a multiple
+            of 8 (or the whole context).
         tokens: as the tokenizer gives them, padded with 0.
         progress: called with (done, all) after each batch.
+
+    Raises:
+        ValueError: there are no prompts.
     """
-    done, total, out = 0, len(tokens), None
-    for rows, length in _batches(tokens, batch):
-        block = np.zeros((batch, length), np.int32)
-        block[: len(rows)] = tokens[rows, :length]
-        embedded = np.asarray(encode(block), np.float32)[: len(rows)]
-        if out is None:
-            out = np.empty((total, embedded.shape[-1]), np.float32)
-        out[rows] = embedded
-        done += len(rows)
-        if progress is not None:
-            progress(done, total)
-    if out is None:
+    if not len(tokens):
         raise ValueError("there are no prompts to embed: the vocabulary is empty")
-    return out
-
-
-def _batches(tokens: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    lengths = tokens.argmax(axis=-1) + 1
-    buckets = np.minimum(-(-lengths // _BUCKET) * _BUCKET, tokens.shape[1])
-    for length in np.unique(buckets):
-        members = np.flatnonzero(buckets == length)
-        for start in range(0, len(members), batch):
-            yield members[start : start + batch], int(length)
+    lengths = tokens.argmax(axis=-1) + 1  # end-of-text has the highest id
+    order = np.argsort(lengths, kind="stable")
+    parts = []
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        length = min(-(-lengths[rows[-1]] // _LENGTHS) * _LENGTHS, tokens.shape[1])
+        block = np.zeros((min(max(_ROWS, 1 << (len(rows) - 1).bit_length()), batch), length), np.int32)
+        block[: len(rows)] = tokens[rows, :length]
+        parts.append(np.asarray(encode(block), np.float32)[: len(rows)])
+        if progress is not None:
+            progress(start + len(rows), len(order))
+    embedded = np.empty((len(order), parts[0].shape[1]), np.float32)
+    embedded[order] = np.concatenate(parts)
+    return embedded
 
 
 def average_templates(embeddings: Float[np.ndarray, "T E"], templates: int) -> Float[np.ndarray, "S E"]:
@@ -72,7 +73,8 @@ class TextClassifier:
     """Rows of text for any vocabulary. Every synonym is embedded once per text tower, then read from disk.
 
     The cache is a folder of one small file a synonym, under a key made of the tower's fingerprint and the templates,
-    so a new vocabulary costs only its new words. A cache that cannot be written or read is only slower.
+    so a new vocabulary costs only its new words. A file holds the row as little-endian float32 and the SHA-256 of
+    that; one that is damaged in any way is made anew. A cache that cannot be written or read is only slower.
     """
 
     def __init__(
@@ -97,45 +99,63 @@ class TextClassifier:
     ) -> Float[np.ndarray, "S E"]:
         """One unit row a synonym, in the vocabulary's order.
 
+        Args:
+            progress: called with (prompts done, prompts in all) while new words are embedded.
+
         Raises:
-            ValueError: a prompt is longer than CLIP's context; the words are named.
+            ValueError: a prompt is longer than CLIP's context (the words are named), or the text tower gives what is
+                no number.
         """
         words = list(dict.fromkeys(vocabulary.synonyms))
         new = [word for word in words if word not in self._memory and not self._read(word)]
         if new:
-            overlong = vocabulary.overlong()
-            if overlong:
-                shown = ", ".join(repr(word[:60]) for word in overlong[:3])
-                raise ValueError(f"too long for CLIP's text tower, which reads 77 tokens a prompt: {shown}")
-            embedded = embed_prompts(self._encode, tokenize(fill_templates(new)), progress=progress)
-            for word, row in zip(new, average_templates(embedded, len(TEMPLATES)), strict=True):
-                self._memory[word] = row
-                self._write(word, row)
+            self._embed(new, vocabulary, progress)
         return np.stack([self._memory[word] for word in vocabulary.synonyms])
 
+    def _embed(self, words: list[str], vocabulary: Vocabulary, progress: Callable[[int, int], None] | None) -> None:
+        overlong = vocabulary.overlong()
+        if overlong:
+            shown = ", ".join(repr(word[:60]) for word in overlong[:3])
+            more = f" and {len(overlong) - 3} more" if len(overlong) > 3 else ""
+            raise ValueError(f"too long for CLIP's text tower, which reads 77 tokens a prompt: {shown}{more}")
+        # What is kept on disk must not depend on how an accelerator multiplies by default.
+        with jax.default_matmul_precision("float32"):
+            embedded = embed_prompts(self._encode, tokenize(fill_templates(words)), progress=progress)
+        rows = average_templates(embedded, len(TEMPLATES))
+        if not np.isfinite(rows).all():
+            raise ValueError("the text tower gives NaN or infinite embeddings: the weights are not sound")
+        for word, row in zip(words, rows, strict=True):
+            self._memory[word] = row
+            self._write(word, row)
+
     def _path(self, word: str) -> Path:
-        return self._folder / (hashlib.sha256(word.encode("utf-8", "surrogatepass")).hexdigest() + ".npy")
+        return self._folder / hashlib.sha256(word.encode("utf-8")).hexdigest()
 
     def _read(self, word: str) -> bool:
         if self._folder is None:
             return False
         try:
-            row = np.load(self._path(word), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            data = self._path(word).read_bytes()
+        except OSError:
             return False
-        if row.shape != (self._embed_dim,) or row.dtype != np.float32 or not np.isfinite(row).all():
+        row, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if len(row) != 4 * self._embed_dim or hashlib.sha256(row).digest() != digest:
             return False
-        self._memory[word] = row
+        self._memory[word] = np.frombuffer(row, "<f4").astype(np.float32)
         return True
 
     def _write(self, word: str, row: np.ndarray) -> None:
         if self._folder is None:
             return
+        path = self._path(word)
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".partial", delete=False) as file:
-                np.save(file, row)
-            Path(file.name).replace(self._path(word))
+            data = row.astype("<f4").tobytes()
+            aside.write_bytes(data + hashlib.sha256(data).digest())
+            aside.replace(path)
         except OSError as error:
-            logging.getLogger(__name__).warning("text embeddings are not cached: %s", error)
+            logging.getLogger(__name__).warning("text embeddings are not kept for the next run: %s", error)
             self._folder = None
+            with contextlib.suppress(OSError):
+                aside.unlink()

@@ -71,9 +71,13 @@ def read_card(directory: str | os.PathLike) -> ModelCard:
     """
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
+        if Path(directory).is_file():
+            problem, source = "is a file, not a model folder", directory
+        else:
+            problem, source = f"is not a model folder: {CONFIG_FILE} is missing", "X.pth"
         raise WeightsError(
-            f"{directory} is not a model folder: {CONFIG_FILE} is missing. Convert a checkpoint first, "
-            "with `python -m convert.fcclip --input X.pth --output DIR`."
+            f"{directory} {problem}. Convert a checkpoint first: "
+            f"`python -m convert.fcclip --input {source} --output DIR`."
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -247,7 +251,10 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[Mode
             f"{directory} holds only the frozen CLIP towers of {card.config.name}: it can start a training, "
             "but has no mask generator to segment with."
         )
-    graphdef, state = _abstract(card.config, dtype)
+    try:
+        graphdef, state = _abstract(card.config, dtype)
+    except Exception as error:  # flax and jax raise several kinds for sizes that make no sense
+        raise WeightsError(f"{Path(directory) / CONFIG_FILE} describes no model that can be built: {error}") from None
     path = Path(directory) / WEIGHTS_FILE
     wanted = {".".join(map(str, p)): p for p, _ in nnx.to_flat_state(state)}
     shapes = {".".join(map(str, p)): tuple(v.shape) for p, v in nnx.to_flat_state(state)}
