@@ -47,14 +47,15 @@ class RunEvaluation:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """PQ, SQ and RQ in percent, of all classes that occur, of things (`_th`), of stuff (`_st`). All processes call."""
         segmenter = self._segmenter(state)
+        counts = new_counts(self._vocabulary)
 
         def segment(image: np.ndarray) -> tuple[np.ndarray, list[Segment]]:
             result = segmenter(image, self._vocabulary, tasks=("panoptic",))
             return np.asarray(result.panoptic), result.segments
 
         mine = range(jax.process_index(), self._count, jax.process_count())
-        counts = new_counts(self._vocabulary)
-        evaluate_panoptic(segment, (self._source[i] for i in mine), counts)
+        with _alone():
+            evaluate_panoptic(segment, (self._source[i] for i in mine), counts)
         if jax.process_count() > 1:
             counts = self._merged(counts)
         return {key: value for key, value in counts.compute().items() if isinstance(value, float)}
@@ -75,7 +76,9 @@ class RunEvaluation:
     def picture(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W2 3"]:
         """The first image of a batch with what is found, and beside it with the truth. All processes call."""
         image = np.ascontiguousarray(batch["image"][0])
-        found = self._segmenter(state)(image, self._vocabulary, tasks=("panoptic",)).draw()
+        segmenter = self._segmenter(state)
+        with _alone():
+            found = segmenter(image, self._vocabulary, tasks=("panoptic",)).draw()
         truth, segments = self._truth(batch["ids"][0], batch["labels"][0], batch["valid"][0])
         return np.concatenate([found, visualization.draw_panoptic(image, truth, segments)], axis=1)
 
@@ -104,3 +107,8 @@ class RunEvaluation:
             ),
         )
         return Segmenter(card, *weights.model_from_parameters(self._model, parameters), **self._sizes)
+
+
+def _alone():
+    """Each process segments its own images on its own first device, whatever the mesh of the training is."""
+    return jax.set_mesh(sharding.make_mesh(1, 1, jax.local_devices()[:1]))

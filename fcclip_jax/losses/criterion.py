@@ -1,6 +1,7 @@
 """The training loss: class, mask and dice terms of every prediction of the decoder (Mask2Former, section 3.3)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -87,7 +88,9 @@ def match(
     costs = []
     for layer, (class_logits, mask_logits) in enumerate(zip(logits, masks, strict=True)):
         points = draw(layer, "matcher", (targets.labels.shape[0], config.points, 2))
-        cost = jax.vmap(matching_cost)(class_logits, mask_logits, targets.ids, targets.labels, points)
+        weights = (config.class_weight, config.mask_weight, config.dice_weight)
+        of_image = functools.partial(matching_cost, weights=weights)
+        cost = jax.vmap(of_image)(class_logits, mask_logits, targets.ids, targets.labels, points)
         costs.append(lax.stop_gradient(cost))
     # All images and layers in one call of the solver.
     cost = jnp.stack(costs, axis=1)

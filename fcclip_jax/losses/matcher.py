@@ -1,12 +1,13 @@
 """Which query answers for which segment (Mask2Former's Hungarian matcher on sampled points)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.ops.point_sampling import sample_maps_shared, sample_segments_shared
-
-CLASS_COST, MASK_COST, DICE_COST = 2.0, 5.0, 5.0
 
 
 def matching_cost(
@@ -15,8 +16,10 @@ def matching_cost(
     ids: Int[Array, "H W"],
     labels: Int[Array, "N"],
     points: Float[Array, "P 2"],
+    weights: tuple[float, float, float] = (2.0, 5.0, 5.0),
 ) -> Float[Array, "Q N"]:
-    """`2 (-p[class]) + 5 BCE + 5 dice`, on P points that all masks of the image share; float32.
+    """`c (-p[class]) + m BCE + d dice` with `weights` (c, m, d), those of the loss, on P points that all masks of the
+    image share; float32.
 
     Args:
         ids: ground truth, the row of `labels` at each pixel, -1 where there is none.
@@ -27,8 +30,10 @@ def matching_cost(
     truth = sample_segments_shared(ids, labels.shape[0], points)
     # BCE against 1 is softplus(-x), against 0 softplus(x) = softplus(-x) + x: two products for all pairs.
     positive, negative = jax.nn.softplus(-predicted), jax.nn.softplus(predicted)
-    bce = (positive @ truth.T + negative @ (1 - truth).T) / points.shape[0]
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    bce = (product(positive, truth.T) + product(negative, (1 - truth).T)) / points.shape[0]
     share = jax.nn.sigmoid(predicted)
     total = share.sum(axis=1)[:, None] + truth.sum(axis=1)[None]
-    dice = 1 - (2 * share @ truth.T + 1) / (total + 1)
-    return CLASS_COST * -probability + MASK_COST * bce + DICE_COST * dice
+    dice = 1 - (2 * product(share, truth.T) + 1) / (total + 1)
+    class_weight, mask_weight, dice_weight = weights
+    return class_weight * -probability + mask_weight * bce + dice_weight * dice

@@ -83,7 +83,8 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """`blocked` marks the (query, key) pairs that may not attend; a row may not be blocked everywhere."""
         q, k, v = (self._split(p(x)) for p, x in ((self.query, query), (self.key, key), (self.value, value)))
-        logits = jnp.einsum("bmqd,bmkd->bmqk", q / math.sqrt(q.shape[-1]), k).astype(jnp.float32)
+        scaled = q / math.sqrt(q.shape[-1])
+        logits = jnp.einsum("bmqd,bmkd->bmqk", scaled, k, preferred_element_type=jnp.float32)
         if blocked is not None:
             logits = jnp.where(blocked[..., None, :, :], -jnp.inf, logits)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

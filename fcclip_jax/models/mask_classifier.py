@@ -21,7 +21,8 @@ class Classification:
 
 def normalize(x: Float[Array, "*A E"]) -> Float[Array, "*A E"]:
     """Unit length along the last axis; a zero vector stays zero."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    # Not through the norm: its gradient at a zero vector is NaN.
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def class_logits(

@@ -115,7 +115,11 @@ class PixelDecoder(nnx.Module):
         self.mask_features = nnx.Linear(width, width, kernel_init=c2_xavier, rngs=rngs)
 
     def __call__(self, features: Features) -> PixelDecoderOutput:
-        """All maps of the output are float32."""
+        """All maps of the output are float32, and so are the products, also where a device would take fewer bits."""
+        with jax.default_matmul_precision("float32"):
+            return self._decode(features)
+
+    def _decode(self, features: Features) -> PixelDecoderOutput:
         inputs = [
             norm(project(x.astype(jnp.float32)))
             for norm, project, x in zip(

@@ -14,11 +14,13 @@ def depthwise_conv_shifts(x: Float[Array, "B H W C"], kernel: Float[Array, "k k 
     size, height, width = kernel.shape[0], x.shape[1], x.shape[2]
     reach = size // 2
     padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    total = jnp.zeros_like(x)
+    # 49 sums in bfloat16 would lose half of its few digits.
+    total = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
     for dy in range(size):
         for dx in range(size):
-            total = total + padded[:, dy : dy + height, dx : dx + width] * kernel[dy, dx]
-    return total
+            product = padded[:, dy : dy + height, dx : dx + width].astype(total.dtype) * kernel[dy, dx]
+            total = total + product
+    return total.astype(x.dtype)
 
 
 def depthwise_conv_grouped(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:

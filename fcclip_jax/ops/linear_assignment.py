@@ -38,7 +38,9 @@ def linear_assignment(
 def _solve_on_host(cost, valid) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
 
-    cost, valid = np.asarray(cost), np.asarray(valid)
+    # scipy refuses NaN and infinity with an exception, out of a compiled step; their loss is not finite anyway, which
+    # the step reports.
+    cost, valid = np.nan_to_num(np.asarray(cost)), np.asarray(valid)
     valid = np.broadcast_to(valid, (*cost.shape[:-2], cost.shape[-1]))
     result = np.full(valid.shape, -1, np.int32)
     for place in np.ndindex(valid.shape[:-1]):

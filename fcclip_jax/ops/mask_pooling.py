@@ -17,6 +17,8 @@ def mask_pooling(
         the means `[B,Q,C]`, and whether each mask has a positive pixel `[B,Q]`.
     """
     inside = (masks > 0).astype(features.dtype)
-    total = jnp.einsum("bqhw,bhwc->bqc", inside, features, preferred_element_type=jnp.float32)
+    total = jnp.einsum(
+        "bqhw,bhwc->bqc", inside, features, preferred_element_type=jnp.float32, precision=lax.Precision.HIGHEST
+    )
     area = lax.stop_gradient(jnp.sum(inside, axis=(-2, -1), dtype=jnp.float32))
     return total / (area + 1e-8)[..., None], area > 0

@@ -1,6 +1,7 @@
 """Bilinear samples at points: of mask logits, and of ground truth that stays one id map (PointRend)."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.ops.bilinear import corners
@@ -20,7 +21,7 @@ def sample_maps_shared(maps: Float[Array, "Q h w"], points: Float[Array, "P 2"])
     height, width = maps.shape[-2:]
     index, weight = corners(points, height, width)
     rows = maps.reshape(maps.shape[0], -1).T.at[index].get(mode="promise_in_bounds")
-    return jnp.einsum("pcq,pc->qp", rows, weight)
+    return jnp.einsum("pcq,pc->qp", rows, weight, precision=lax.Precision.HIGHEST)
 
 
 def sample_segments(
@@ -37,4 +38,5 @@ def sample_segments(
 def sample_segments_shared(ids: Int[Array, "H W"], count: int, points: Float[Array, "P 2"]) -> Float[Array, "N P"]:
     """The masks of segments 0 to `count` - 1 at the same points."""
     index, weight = corners(points, *ids.shape)
-    return jnp.einsum("npc,pc->np", ids.reshape(-1)[index] == jnp.arange(count)[:, None, None], weight)
+    inside = ids.reshape(-1)[index] == jnp.arange(count)[:, None, None]
+    return jnp.einsum("npc,pc->np", inside, weight, precision=lax.Precision.HIGHEST)
