@@ -45,7 +45,7 @@ class RunEvaluation:
         self._count = min(max_images, len(source)) if max_images else len(source)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """PQ, SQ and RQ in percent, of all classes that occur, of things (`_th`), of stuff (`_st`). All processes call."""
+        """PQ, SQ, RQ in percent, of all classes that occur, of things (`_th`) and stuff (`_st`). All processes call."""
         segmenter = self._segmenter(state)
         counts = new_counts(self._vocabulary)
 

@@ -31,19 +31,16 @@ PHOTO = "000000142238.jpg"
 
 
 def formula_model(manifest: Path, folder: Path, train_classes: list[str] | None = None) -> Path:
-    """A model folder with formula weights, kept in `folder` between runs."""
-    model = folder / "model"
-    if (model / "config.json").is_file():
-        return model
+    """A model folder with formula weights, made anew in `folder` by today's converter."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, labels = folder / "formula.pth", None
     formula_weights.write_checkpoint(formula_weights.read_manifest(manifest), checkpoint)
     if train_classes is not None:
         labels = folder / "train_labels.txt"
         labels.write_text("".join(f"{i}:{line}\n" for i, line in enumerate(train_classes)), encoding="utf-8")
-    convert(checkpoint, model, train_labels=labels)
+    convert(checkpoint, folder / "model", train_labels=labels)
     checkpoint.unlink()
-    return model
+    return folder / "model"
 
 
 def reference_vocabulary(name: str) -> Vocabulary:
@@ -106,7 +103,6 @@ def compare_results(ours: dict, reference, photo: np.ndarray, vocabulary: Vocabu
             **thresholds,
         )
 
-    # The reference's tiny and full runs kept this many instances.
     full = results(("semantic", "instance"))
     notes["semantic map"] = f"{np.mean(full.semantic == reference['sem_seg.argmax']):.4%} of pixels equal"
     for key in (name for name in reference.files if name.startswith("panoptic_seg") and "info" not in name):
@@ -155,29 +151,48 @@ def table(title: str, errors: list[StageError]) -> list[str]:
     return [f"## {title}", "", "| stage | relative (L2) | largest |", "|---|---|---|", *rows, ""]
 
 
-def main() -> None:
+def too_far(errors: list[StageError], limit: float) -> list[str]:
+    """Stages that differ by more than `limit`, relative. Class logits of layers before the last are judged by their
+    median query, see the note; the last layer's, which are used, are not excused."""
+    return [e.stage for e in errors if e.relative > limit and not _excused(e.stage, errors)]
+
+
+def _excused(stage: str, errors: list[StageError]) -> bool:
+    last = max((e.stage for e in errors if e.stage.startswith("dec.pred_logits")), default="")
+    return stage.startswith("dec.pred_logits") and stage != last
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "parity.md")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fcclip_parity")
     options = parser.parse_args()
-    lines = [_HEADER.format(date=datetime.date.today(), jax=jax.__version__, machine=platform.machine())]
-    lines += table("Tiny model, drawn picture, 128 x 160", tiny_errors(options.cache / "tiny"))
-    if ORACLE.is_dir():
-        errors, results = full_errors(options.cache / "full")
-        lines += table("ConvNeXt-L, photo 142238, 256 x 384, ADE20K words", errors)
-        lines += ["## Results on the photo, ConvNeXt-L", "", "| result | against the original |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in results.items()] + ["", _NOTE]
+    where = f"{jax.devices()[0].device_kind}, {platform.machine()}"
+    lines = [_HEADER.format(date=datetime.date.today(), jax=jax.__version__, machine=where)]
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = tiny_errors(Path(folder) / "tiny")
+        far = too_far(tiny, 1e-5)
+        lines += table("Tiny model, drawn picture, 128 x 160", tiny)
+        if ORACLE.is_dir():
+            errors, results = full_errors(Path(folder) / "full")
+            far += too_far(errors, 1e-4)
+            lines += table("ConvNeXt-L, photo 142238, 256 x 384, ADE20K words", errors)
+            lines += ["## Results on the photo, ConvNeXt-L", "", "| result | against the original |", "|---|---|"]
+            lines += [f"| {key} | {value} |" for key, value in results.items()] + ["", _NOTE]
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written: {options.output}")
+    if far:
+        print(f"further from the original than promised: {', '.join(far)}", file=sys.stderr)
+    return 1 if far else 0
 
 
 _HEADER = """# Parity with the original program
 
 Every stage of the forward pass against what the original PyTorch program computed from the same weights (drawn by a
-formula, `tests/formula_weights.py`), in float32 on CPU. `relative` is the norm of the difference over the norm of the
+formula, `tests/formula_weights.py`), in float32. `relative` is the norm of the difference over the norm of the
 reference, `largest` the largest absolute difference over the largest absolute value; for attention masks both are the
-share of cells that differ. Written by `make parity` on {date}, jax {jax}, {machine}.
+share of cells that differ. Written by `make parity` on {date}, jax {jax}, {machine}; it fails
+where a stage of the tiny model is further away than 1e-5 or one of ConvNeXt-L than 1e-4, relative, but for what the note says.
 """
 
 _NOTE = """The class logits of a layer are pooled over the pixels whose mask logit is positive. Where a mask logit lies
@@ -187,4 +202,4 @@ them agree: logits feed nothing.
 """
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-started = time.perf_counter()
+STARTED = time.perf_counter()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -67,21 +67,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--original", default="427x640", help="height x width of the photo")
+    parser.add_argument("--model", type=Path, help="a model folder (default: one made of formula weights)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--by_stage", action="store_true", help="also time the stages, each compiled alone")
     options = parser.parse_args()
     height, width = map(int, options.original.split("x"))
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    folder = formula_model(MANIFEST, Path(tempfile.gettempdir()) / "fcclip_parity" / "full_bench")
+    folder = options.model or formula_model(MANIFEST, Path(tempfile.mkdtemp(prefix="fcclip_bench_")))
     words = Vocabulary.builtin("ade20k_150")
     segmenter = Segmenter.from_checkpoint(folder)
     rows = np.random.default_rng(1).standard_normal((len(words.synonyms), 768), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     # The text tower is not part of the pass: its rows come from a cache.
     segmenter._text._memory.update(zip(words.synonyms, rows, strict=True))
-    loaded = time.perf_counter() - started
+    loaded = time.perf_counter() - STARTED
     first = seconds(lambda: segmenter(image, words).panoptic)
-    since_start = time.perf_counter() - started
+    since_start = time.perf_counter() - STARTED
     runs = []
     for _ in range(options.repeats):
         encode = time.perf_counter()
