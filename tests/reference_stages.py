@@ -8,11 +8,18 @@ import numpy as np
 @dataclasses.dataclass(frozen=True)
 class StageError:
     """`relative`: norm of the difference over norm of the reference; `largest`: largest absolute difference over the
-    largest absolute value. For a mask, both are the share of cells that differ."""
+    largest absolute value. For a mask, both are the share of cells that differ. `left_out`: queries that are not
+    compared, see `_flipped`; `with_all` is `relative` with them."""
 
     stage: str
     relative: float
     largest: float
+    left_out: int = 0
+    with_all: float = 0.0
+
+
+# A mask logit closer to 0 than this share of the largest is within rounding: two programs may see different signs.
+_TIE = 2e-6
 
 
 def _chw(x: np.ndarray) -> np.ndarray:
@@ -41,7 +48,7 @@ def in_reference_layout(ours: dict) -> dict[str, np.ndarray]:
 def compare(ours: dict, reference, prefix: str = "") -> list[StageError]:
     """One entry for every array of `reference` (an opened npz) that the forward pass has, in the reference's order.
 
-    A reference named `X.sN` holds every N-th row and column; attention masks are repeated for every head there, and
+    A reference named `X.s2` holds every second row and column; attention masks are repeated for every head there, and
     may be packed into bits.
     """
     errors = []
@@ -54,6 +61,9 @@ def compare(ours: dict, reference, prefix: str = "") -> list[StageError]:
                 value = value[..., ::2, ::2]
             if "attn_mask" in stage:
                 errors.append(_mask_error(stage, value, _one_head(reference, key, value)))
+            elif stage.startswith("dec.pred_logits"):
+                masks = ours["masks"][int(stage.removeprefix("dec.pred_logits"))]
+                errors.append(_logits_error(stage, value, expected, masks))
             else:
                 errors.append(_error(stage, value, expected))
     return errors
@@ -72,6 +82,16 @@ def _one_head(reference, key: str, value: np.ndarray) -> np.ndarray:
 def _mask_error(stage: str, value: np.ndarray, expected: np.ndarray) -> StageError:
     share = float(np.mean(value != expected))
     return StageError(stage, share, share)
+
+
+def _logits_error(stage: str, value: np.ndarray, expected: np.ndarray, masks: np.ndarray) -> StageError:
+    """Class logits are pooled over the pixels whose mask logit is positive. A query with a mask logit within rounding
+    of 0 may count a pixel more or less than the reference's; where its logits then differ, it is left out."""
+    tied = np.abs(masks).min(axis=(2, 3)) < _TIE * np.abs(masks).max()
+    moved = np.abs(value - expected).max(axis=-1) > 1e-5 * np.abs(expected).max()
+    keep = ~(tied & moved)
+    whole, kept = _error(stage, value, expected), _error(stage, value[keep], expected[keep])
+    return StageError(stage, kept.relative, kept.largest, int((~keep).sum()), whole.relative)
 
 
 def _error(stage: str, value: np.ndarray, expected: np.ndarray) -> StageError:

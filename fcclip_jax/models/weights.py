@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ TOWERS = "clip."
 TEXT_TOWER = "clip.text."
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+
+# How much of a file is mapped at a time while it is read.
+_MAPPED_BYTES = 128 << 20
 
 
 class WeightsError(ValueError):
@@ -260,13 +263,27 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[Mode
     shapes = {".".join(map(str, p)): tuple(v.shape) for p, v in nnx.to_flat_state(state)}
     with _open(path) as file:
         check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, shapes)  # noqa: SIM118
-        flat = []
-        for name, leaf_path in wanted.items():
-            array = file.get_tensor(name)
-            if not np.issubdtype(array.dtype, np.floating):
-                raise WeightsError(f"{path}: {name} is {array.dtype}, expected float32 or float16")
-            flat.append((leaf_path, nnx.Param(jnp.asarray(array, jnp.float32))))
+    flat = []
+    for name, array in _arrays(path, shapes):
+        if not np.issubdtype(array.dtype, np.floating):
+            raise WeightsError(f"{path}: {name} is {array.dtype}, expected float32 or float16")
+        flat.append((wanted[name], nnx.Param(jnp.asarray(array, jnp.float32))))
     return card, graphdef, nnx.from_flat_state(flat)
+
+
+def _arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads arrays one by one. The file is mapped into memory, and what was read of it counts as the process's own
+    until it is closed: so it is opened anew every now and then (half of the memory at ConvNeXt-L, measured)."""
+    names = iter(shapes)
+    name = next(names, None)
+    while name is not None:
+        read = 0
+        with _open(path) as file:
+            while name is not None and read < _MAPPED_BYTES:
+                array = file.get_tensor(name)
+                read += array.nbytes
+                yield name, array
+                name = next(names, None)
 
 
 def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
@@ -280,7 +297,7 @@ def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str,
     expected = parameter_shapes(card.config, towers_only=card.towers_only)
     with _open(path) as file:
         check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, expected)  # noqa: SIM118
-        return {name: file.get_tensor(name) for name in expected if name.startswith(prefix)}
+    return dict(_arrays(path, {name: shape for name, shape in expected.items() if name.startswith(prefix)}))
 
 
 def state_from_parameters(like: nnx.State, parameters: Mapping[str, np.ndarray]) -> nnx.State:
