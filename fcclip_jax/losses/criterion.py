@@ -63,14 +63,14 @@ class Normalizer:
         return cls(jnp.maximum(count.sum(), 1.0), weight)
 
 
-def random_draw(key: Array, first: int | Array = 0, stride: int = 1) -> Draw:
-    """Uniform numbers in [0, 1), anew for every layer, purpose and image. Image i of the part stands at
-    `first + stride * i` of the whole batch, so its numbers do not depend on how the batch is split."""
+def random_draw(key: Array, images: Int[Array, "B"]) -> Draw:
+    """Uniform numbers in [0, 1), anew for every layer, purpose and image. `images` are the images' numbers in the whole
+    batch, so what an image draws does not depend on how the batch is split."""
     purposes = ("matcher", "candidates", "uniform")
 
     def draw(layer: int, purpose: str, shape: tuple[int, ...]) -> Array:
         here = jax.random.fold_in(key, layer * len(purposes) + purposes.index(purpose))
-        keys = jax.vmap(lambda i: jax.random.fold_in(here, i))(first + stride * jnp.arange(shape[0]))
+        keys = jax.vmap(lambda i: jax.random.fold_in(here, i))(images)
         return jax.vmap(lambda k: jax.random.uniform(k, shape[1:]))(keys)
 
     return draw

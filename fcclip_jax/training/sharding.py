@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -62,15 +63,42 @@ def path_name(path: tuple) -> str:
     return ".".join(str(part) for part in parts if part not in ("value", "raw_value"))
 
 
-def shard_like_parameters(mesh: Mesh, tree: Any) -> Any:
-    """Shardings for parameters and for anything shaped like them (optimizer moments, averages).
+def parameter_specs(mesh: Mesh, tree: Any) -> Any:
+    """How parameters, and anything shaped like them (optimizer moments, averages), are split over the mesh.
 
     Leaves may be arrays or shapes. A leaf that no rule splits is replicated.
     """
     fsdp = mesh.shape["fsdp"]
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), tuple(leaf.shape), fsdp)), tree
+        lambda path, leaf: partition_spec(path_name(path), tuple(leaf.shape), fsdp), tree
     )
+
+
+def shard_like_parameters(mesh: Mesh, tree: Any) -> Any:
+    """The same as shardings."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), parameter_specs(mesh, tree))
+
+
+def gather_split(tree: Any, specs: Any) -> Any:
+    """Inside `shard_map`: whole parameters of a device's parts."""
+
+    def gather(part: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return lax.all_gather(part, "fsdp", axis=spec.index("fsdp"), tiled=True) if "fsdp" in spec else part
+
+    return jax.tree.map(gather, tree, specs)
+
+
+def sum_gradients(tree: Any, specs: Any) -> Any:
+    """Inside `shard_map`: of gradients of whole parameters, different on every device, the sum; of a parameter that is
+    split, each device gets the sum of its part."""
+
+    def add(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "fsdp" not in spec:
+            return lax.psum(gradient, AXES)
+        part = lax.psum_scatter(gradient, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
+        return lax.psum(part, "data")
+
+    return jax.tree.map(add, tree, specs)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -24,7 +24,6 @@ from fcclip_jax.training.optimizer import (
     make_optimizer,
     split_frozen,
 )
-from fcclip_jax.training.sharding import make_mesh
 from fcclip_jax.training.train_step import make_loss, normalize_images
 from tests import formula_weights
 
@@ -123,7 +122,7 @@ def reference_draw(reference, step, matched):
 @pytest.fixture(scope="module")
 def grad(model):
     _, graphdef, _, frozen = model
-    loss = make_loss(graphdef, CONFIG, make_mesh(1, 1, jax.devices()[:1]))
+    loss = make_loss(graphdef, CONFIG)
 
     @jax.jit
     def grad(params, batch, text, draws):
