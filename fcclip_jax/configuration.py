@@ -41,6 +41,7 @@ def base_config() -> ConfigDict:
     config.model.remat = False  # compute decoder layers again in the backward pass
     config.model.frozen_dtype = "float32"  # in which the frozen tower is stored
     config.model.towers = ""  # a model folder with the frozen towers (convert.open_clip); "": random ones
+    config.model.random_towers = False  # allow model.towers to be empty for data that is not drawn
     config.model.start_from = ""  # a model folder to take the trainable part from; "": random
 
     config.data = ConfigDict()

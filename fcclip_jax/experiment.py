@@ -212,6 +212,11 @@ def _towers(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray]:
         if (card.config.vision, card.config.text, card.config.embed_dim) != (model.vision, model.text, model.embed_dim):
             raise ConfigError(f"model.towers {folder} holds {card.config.name}, model.variant is {model.name}")
         return weights.load_parameters(folder, weights.TOWERS)
+    if config.data.kind != "drawn" and not config.model.random_towers:
+        raise ConfigError(
+            "model.towers is empty: give the folder of the frozen towers (python -m convert.download "
+            f"{config.model.variant}), or --config.model.random_towers=true to train on random ones"
+        )
     log.warning("model.towers is empty: the frozen towers are random, so no words but the trained ones will be known")
     make = jax.jit(lambda key: split_frozen(nnx.state(FCCLIP(model, rngs=nnx.Rngs(key))))[1])
     return weights.parameters_of(make(jax.random.key(config.seed + 1)))
