@@ -47,14 +47,14 @@ def test_what_needs_no_model_answers_at_once(arguments, code, said):
 
 
 def test_an_interrupt_leaves_whole_files(photos, tmp_path, tiny_model, private_cache):
-    for number in range(200):
-        shutil.copy(photos / "a.png", photos / f"{number:03}.png")
+    for number in range(2000):  # far more than are done before the interrupt arrives, on any machine
+        shutil.copy(photos / "a.png", photos / f"{number:04}.png")
     arguments = ("segment", photos, *WORDS, "--checkpoint", tiny_model, "--output", tmp_path / "out", *SMALL)
     command = [sys.executable, "-m", "fcclip_jax.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         until = time.monotonic() + 120
-        while not (tmp_path / "out" / "000.json").exists():
+        while not (tmp_path / "out" / "0000.json").exists():
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.02)
         # Python drops an interrupt that falls into a callback of its garbage collector: a person would press again.
