@@ -39,6 +39,8 @@ def start(
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
+        # Simulated devices share few cores: one step at a time, or two steps' collectives may wait for each other.
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
         "FCCLIP_CACHE": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONPATH": str(ROOT),
