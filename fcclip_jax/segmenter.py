@@ -36,7 +36,6 @@ from fcclip_jax.vocabulary.vocabulary import Vocabulary
 VocabularyLike = Vocabulary | str | os.PathLike | Iterable[str]
 Progress = Callable[[int, int], None]
 
-
 # Photos that wait for others of their padded size are worked off when they take more memory than this.
 _WAITING_BYTES = 2**30
 
@@ -321,7 +320,8 @@ class Segmenter:
             indices, inputs = zip(*batch, strict=True)
             encoded = self._encode([*inputs, *[inputs[-1]] * (batch_size - len(inputs))])
             running = list(zip(indices, encoded[: len(inputs)], strict=True))
-            yield from finished
+            while finished:  # so that none is kept while the next photo is read
+                yield finished.pop(0)
         yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
     def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:

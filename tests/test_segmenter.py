@@ -374,7 +374,7 @@ def test_weights_that_are_no_numbers_are_said_to_be_so(tiny_model, tmp_path, nam
 
 @pytest.mark.slow
 def test_an_image_of_400_million_pixels(segmenter):
-    # 20000 x 20000; about a minute and 5 GB on two cores.
+    # 20000 x 20000; a minute and 4 GB on two cores.
     image = np.broadcast_to(photo(200, 200)[:, None, :, None], (200, 100, 200, 100, 3)).reshape(20000, 20000, 3)
     found = segmenter(image, WORDS, tasks=["panoptic"])
     assert found.panoptic.shape == (20000, 20000)
