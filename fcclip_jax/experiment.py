@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
 from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, split_frozen
 from fcclip_jax.training.overview import parameter_table
+from fcclip_jax.training.train_step import COUNTS, make_train_step
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
@@ -119,6 +121,58 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         picture=watch.picture if config.picture_every else None,
     )
     return run, data, towers, vocabulary
+
+
+def abstract_step(config: ConfigDict, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+    """The training step of a configuration as `jax.jit` makes it, and the shapes of its arguments `(state, frozen,
+    batch, text, number)`. Nothing is read but the configuration's label file, and nothing is allocated, so `mesh` may
+    be larger than any machine here.
+
+    Raises:
+        ValueError: the batch does not split over the mesh, or there is no such variant or label file.
+    """
+    sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
+    model = model_config(config)
+    options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
+    graphdef, params, frozen = train_state.abstract_model(model, options)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.model.frozen_dtype)), frozen)
+    optimizer = make_optimizer(_fields(OptimizerConfig, config.optimizer))
+    average = config.optimizer.average_decay > 0
+    state = train_state.abstract_state(params, optimizer, average=average)
+    trainer = _fields(TrainerConfig, config, average_decay=config.optimizer.average_decay)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        mesh,
+        state,
+        frozen,
+        CriterionConfig(**config.loss.to_dict()),
+        accumulate=trainer.accumulate,
+        average_decay=trainer.average_decay,
+        solver="device",
+    )
+    synonyms = _vocabulary(config).synonym_to_class
+    images, edge, segments = config.batch_size, config.data.image_size, config.data.max_segments
+    batch = {
+        "image": jax.ShapeDtypeStruct((images, edge, edge, 3), np.uint8),
+        "ids": jax.ShapeDtypeStruct((images, edge, edge), np.int16),
+        "labels": jax.ShapeDtypeStruct((images, segments), np.int32),
+        "valid": jax.ShapeDtypeStruct((images, segments), np.bool_),
+    } | {name: jax.ShapeDtypeStruct((images,), np.int32) for name in COUNTS}
+    text = {
+        "rows": jax.ShapeDtypeStruct((len(synonyms), model.embed_dim), np.float32),
+        "synonym_to_class": jax.ShapeDtypeStruct(synonyms.shape, np.int32),
+        "classes": jax.ShapeDtypeStruct((int(synonyms.max()) + 1,), np.bool_),
+    }
+    return step, (state, frozen, batch, text, jax.ShapeDtypeStruct((), np.int32))
+
+
+def _vocabulary(config: ConfigDict) -> Vocabulary:
+    """The words of a run, without its images."""
+    if config.data.kind != "drawn":
+        return Vocabulary.parse(config.data.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        return Vocabulary.from_file(draw_dataset(Path(folder) / "drawn", images=1) / "labels.txt")
 
 
 def _watch(
