@@ -192,13 +192,16 @@ def _replace(target: Path, aside: Path) -> None:
 
 
 def text_sha256(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]) -> str:
-    """Fingerprint of the text tower: SHA-256 over all `clip.text.*` parameters in order, of each its name, a zero byte,
-    and its bytes as little-endian float32."""
+    """Fingerprint of the text tower: `sha256` of all `clip.text.*` parameters in order."""
+    return sha256((name for name in shapes if name.startswith(TEXT_TOWER)), read)
+
+
+def sha256(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
+    """SHA-256 over these parameters, of each its name, a zero byte, and its bytes as little-endian float32."""
     digest = hashlib.sha256()
-    for name in shapes:
-        if name.startswith(TEXT_TOWER):
-            digest.update(name.encode() + b"\0")
-            digest.update(np.asarray(read(name), "<f4", order="C").reshape(-1).view(np.uint8).data)
+    for name in names:
+        digest.update(name.encode() + b"\0")
+        digest.update(np.asarray(read(name), "<f4", order="C").reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
