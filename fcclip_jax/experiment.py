@@ -31,8 +31,12 @@ from fcclip_jax.run_evaluation import RunEvaluation
 from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
+from fcclip_jax.training.goodput import FILE as GOODPUT_FILE
+from fcclip_jax.training.goodput import Goodput
+from fcclip_jax.training.lifeline import Lifeline
 from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, split_frozen
 from fcclip_jax.training.overview import parameter_table
+from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_step import COUNTS, make_train_step
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
@@ -42,11 +46,11 @@ log = logging.getLogger(__name__)
 __all__ = ["ConfigError", "base_config", "build", "load_config", "run_training"]
 
 
-def run_training(config: ConfigDict, workdir: str | Path) -> int:
+def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | None = None) -> int:
     """Trains, exports, and returns the process's exit code: 0, or EXIT_PREEMPTED when told to stop.
 
-    In `workdir`: config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/, pictures/, profile/, and at
-    the end model/ (this project's format) and fcclip.safetensors (the original's state dict).
+    In `workdir`: config.json, parameters.txt, checkpoints/, metrics.jsonl, goodput.json, tensorboard/, pictures/,
+    profile/, and at the end model/ (this project's format) and fcclip.safetensors (the original's state dict).
 
     Raises:
         ValueError: the configuration does not fit the data, the devices or the work folder.
@@ -54,7 +58,7 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
         TrainingStopped: a loss is not finite.
     """
     workdir = Path(workdir)
-    run, data, towers, vocabulary = build(config, workdir)
+    run, data, towers, vocabulary = build(config, workdir, lifeline)
     try:
         state, complete = train(run)
     finally:
@@ -70,8 +74,11 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
     return 0
 
 
-def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
+def build(
+    config: ConfigDict, workdir: Path, lifeline: Lifeline | None = None
+) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
+    goodput = Goodput(workdir / GOODPUT_FILE if jax.process_index() == 0 else None)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
@@ -118,6 +125,8 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         ),
         writers=metrics.make_writers(workdir) if first else [],
         workdir=workdir,
+        goodput=goodput,
+        waits=DataWaits(config.data.workers, lifeline),
         evaluate=watch.evaluate if config.eval_every else None,
         picture=watch.picture if config.picture_every else None,
     )

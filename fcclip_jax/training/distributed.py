@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Mapping
 
-from fcclip_jax.training.lifeline import EXIT_LOST, Lifeline, gather, leave_at_once
+from fcclip_jax.training.lifeline import EXIT_LOST, Lifeline, ProcessesMissing, gather, leave_at_once
 from fcclip_jax.training.places import find_place
 
 log = logging.getLogger(__name__)
 
-__all__ = ["EXIT_LOST", "Lifeline", "join", "leave_at_once"]
+__all__ = ["EXIT_LOST", "Lifeline", "ProcessesMissing", "join", "leave_at_once"]
 
 
 def join(

@@ -114,13 +114,20 @@ class Goodput:
             sums[kind] = sum(attempt[kind] for attempt in attempts)
         total = sum(sums[kind] for kind in KINDS) + sums["down"]
         sums["step"] -= sums["lost"]
-        return sums | {"total": total, "restarts": len(attempts) - 1, "goodput": max(0.0, sums["step"]) / max(total, 1e-9)}
+        return sums | {
+            "total": total,
+            "restarts": len(attempts) - 1,
+            "goodput": max(0.0, sums["step"]) / max(total, 1e-9),
+        }
 
     def line(self) -> str:
         """The summary as a person reads it."""
         summary = self.summary()
         parts = [f"{kind} {summary[kind]:.0f} s" for kind in (*KINDS, "lost", "down") if summary[kind] >= 0.5]
-        return f"goodput {summary['goodput']:.1%} of {summary['total']:.0f} s ({summary['restarts']} restarts): " + ", ".join(parts)
+        return (
+            f"goodput {summary['goodput']:.1%} of {summary['total']:.0f} s ({summary['restarts']} restarts): "
+            + ", ".join(parts)
+        )
 
 
 def _read(path: Path | None) -> list[dict[str, Any]]:

@@ -73,9 +73,16 @@ class _Line:
         return found
 
 
+def process_name(index: int, hosts: Mapping[int, str]) -> str:
+    """`process 3 (its-host)`, without the host where it is not known."""
+    return f"process {index} ({hosts[index]})" if hosts.get(index) else f"process {index}"
+
+
 def _names(indices: Iterable[int], hosts: Mapping[int, str]) -> str:
-    named = [f"{i} ({hosts[i]})" if hosts.get(i) else str(i) for i in sorted(indices)]
-    return ("process " if len(named) == 1 else "processes ") + ", ".join(named)
+    first, *rest = [process_name(i, hosts) for i in sorted(indices)]
+    return ", ".join(
+        [first.replace("process", "processes", 1) if rest else first, *(r.removeprefix("process ") for r in rest)]
+    )
 
 
 def gather(place: Place, timeout: float, say: Callable[[str], None] = lambda text: None) -> tuple[list[_Line], dict]:
@@ -152,7 +159,12 @@ def _greet(line: _Line, place: Place, hosts: dict[int, str], known: bool) -> str
         if known or not messages:
             return None
         hello = messages[0]
-        index, count, host, version = int(hello["index"]), int(hello["count"]), str(hello["host"]), str(hello["version"])
+        index, count, host, version = (
+            int(hello["index"]),
+            int(hello["count"]),
+            str(hello["host"]),
+            str(hello["version"]),
+        )
     except (ValueError, KeyError, TypeError):
         return "gone"  # somebody else's client, or a scanner
     host = "".join(c for c in host if c.isprintable())[:200]
@@ -189,7 +201,8 @@ def _call(place: Place, timeout: float, say: Callable[[str], None]) -> tuple[lis
         connection.close()  # of an earlier try of the run, on its way out
         time.sleep(0.2)
     raise ProcessesMissing(
-        f"process 0 of {place.count} cannot be reached at {place.address} within {timeout:.0f} s ({reason}): see its log"
+        f"process 0 of {place.count} cannot be reached at {place.address} within {timeout:.0f} s ({reason}): see "
+        "its log"
     )
 
 
@@ -300,7 +313,7 @@ class Lifeline:
         """Tells the others and the user, and ends this process unless it ends by itself."""
         if self._leaving.is_set() or self.lost is not None:
             return
-        self.lost = f"{_names([index], self.hosts)} is lost: {why}. The run ends in all processes; see its log"
+        self.lost = f"{process_name(index, self.hosts)} is lost: {why}. The run ends in all processes; see its log"
         _say(f"error: {self.lost}")
         self._noticed.set()
         for line in self._lines:

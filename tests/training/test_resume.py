@@ -116,7 +116,11 @@ def test_damaged_newest_checkpoint(whole, cache, tmp_path, damage):
         (newest / "checksums.json").unlink()
     said = resume(workdir, cache)
     lines = [line for line in said.splitlines() if "damaged" in line]
-    assert len(lines) == 1 and f"checkpoint {STEPS} is damaged (" in lines[0] and "going back to the one before" in lines[0]
+    assert (
+        len(lines) == 1
+        and f"checkpoint {STEPS} is damaged (" in lines[0]
+        and "going back to the one before" in lines[0]
+    )
     assert f"resumed at step {STEPS - 8}" in said
     assert (workdir / f"checkpoints-damaged-{STEPS}").is_dir()
     assert_same_run(workdir, whole)
