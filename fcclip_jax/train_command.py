@@ -62,20 +62,27 @@ def add_arguments(commands) -> None:
         help="keeps compiled programs; hosts that share it (gs:// too) compile once (default: "
         "JAX_COMPILATION_CACHE_DIR, else the user's cache folder)",
     )
+    accept_overrides(train)
     train.set_defaults(run=run)
-    plain = train.parse_known_args
+
+
+def accept_overrides(parser: argparse.ArgumentParser) -> None:
+    """Lets a subparser take any number of `--config.KEY VALUE`, as `overrides` of the parsed options.
+
+    The keys are known only once the configuration is read, so argparse never sees them.
+    """
+    plain = parser.parse_known_args
 
     def with_overrides(arguments=None, namespace=None):
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         options, unknown = plain(rest, namespace)
         lonely = [argument for argument in rest if argument.startswith(_PREFIX)]
         if lonely:
-            train.error(f"{lonely[0]} needs a value")
+            parser.error(f"{lonely[0]} needs a value")
         options.overrides = overrides
         return options, unknown
 
-    # The keys are known only once the configuration is read, so argparse never sees them.
-    train.parse_known_args = with_overrides
+    parser.parse_known_args = with_overrides
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
