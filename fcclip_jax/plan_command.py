@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fcclip_jax.train_command import accept_overrides
+from fcclip_jax.override_flags import accept_overrides
 
 _DESCRIPTION = (
     "Compiles the training step of a configuration for so many simulated devices, and says what each device would "
     "hold, compute and send. Nothing is allocated or run: what a device holds is exact, the rest is an estimate or, "
-    "where it says so, a projection. Example: fcclip plan --config configs/fcclip_convnext_large_coco.py --devices v5e-256 "
-    "--images_per_device 1 --config.mesh.fsdp=8"
+    "where it says so, a projection. Example: fcclip plan --config configs/fcclip_convnext_large_coco.py --devices "
+    "v5e-256 --images_per_device 1 --config.mesh.fsdp=8"
 )
 # Of a device's memory: the rest is the runtime's own, and lost between arrays.
 _USABLE = 0.92
@@ -250,7 +250,8 @@ def report(found: dict[str, Any], chip: Any) -> str:
         f"projection (peaks of {chip.name} as stated by {chip.source}; nothing was run)",
         *_rows(
             {
-                "products": f"{found['flops'] / 1e9:,.1f} GFLOP a device, {_time(projection['products_seconds'])} at peak",
+                "products": f"{found['flops'] / 1e9:,.1f} GFLOP a device, "
+                f"{_time(projection['products_seconds'])} at peak",
                 "communication": _time(projection["communication_seconds"]),
                 "step, at best": _time(projection["shortest"]),
                 f"step, {projection['utilization']:.0%} of peak": f"{_time(projection['expected_from'])} to "

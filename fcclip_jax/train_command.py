@@ -6,9 +6,10 @@ Only argparse is imported at the top, so that `fcclip --help` answers at once.
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fcclip_jax.override_flags import accept_overrides
 
 if TYPE_CHECKING:
     from fcclip_jax.training.lifeline import Lifeline
@@ -18,7 +19,6 @@ EXIT_BAD_INPUT = 2
 EXIT_NOT_FINITE = 3
 EXIT_PREEMPTED = 75
 
-_PREFIX = "--config."
 _DESCRIPTION = (
     "Trains, or goes on where the work folder stands. Any key of the configuration can be overridden: "
     "--config.batch_size=32 --config.mesh.fsdp 4. Exit codes: 0 done; 75 told to stop (SIGTERM, Ctrl-C) and saved, the "
@@ -64,41 +64,6 @@ def add_arguments(commands) -> None:
     )
     accept_overrides(train)
     train.set_defaults(run=run)
-
-
-def accept_overrides(parser: argparse.ArgumentParser) -> None:
-    """Lets a subparser take any number of `--config.KEY VALUE`, as `overrides` of the parsed options.
-
-    The keys are known only once the configuration is read, so argparse never sees them.
-    """
-    plain = parser.parse_known_args
-
-    def with_overrides(arguments=None, namespace=None):
-        rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-        options, unknown = plain(rest, namespace)
-        lonely = [argument for argument in rest if argument.startswith(_PREFIX)]
-        if lonely:
-            parser.error(f"{lonely[0]} needs a value")
-        options.overrides = overrides
-        return options, unknown
-
-    parser.parse_known_args = with_overrides
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Takes `--config.KEY=VALUE` and `--config.KEY VALUE` out of a command line: (the rest, the pairs in order).
-
-    One without a value stays with the rest.
-    """
-    rest, overrides, waiting = [], [], list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        key, equals, value = argument.removeprefix(_PREFIX).partition("=")
-        if not argument.startswith(_PREFIX) or not (equals or waiting):
-            rest.append(argument)
-        else:
-            overrides.append((key, value if equals else waiting.pop(0)))
-    return rest, overrides
 
 
 def run(options: argparse.Namespace) -> int:

@@ -128,8 +128,8 @@ class Meeting:
         elif waited >= self._give_up:
             names = ", ".join(host["name"] for host in here)
             raise NobodyCame(
-                f"{len(here)} hosts came to {self._folder} within {waited:.0f} s ({names}), at least {self._sizes[-1]} are "
-                "needed"
+                f"{len(here)} hosts came to {self._folder} within {waited:.0f} s ({names}), at least "
+                f"{self._sizes[-1]} are needed"
             )
 
     def _here(self, folder: Path, own: Path) -> list[dict]:
