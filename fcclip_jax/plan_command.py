@@ -179,7 +179,7 @@ def _bytes(tree: Any, mesh: Any = None) -> int:
     )
 
 
-def project(found: dict[str, Any], chip: Any, utilization: float) -> dict[str, float]:
+def project(found: dict[str, Any], chip: Any, utilization: float) -> dict[str, Any]:
     """Seconds of a step and the largest batch, from stated peaks.
 
     `shortest`: products at the peak, with all communication behind them. `expected_from` and `expected_to`: products at

@@ -70,9 +70,9 @@ def _group(line: str, devices: int) -> int:
     return devices
 
 
-def totals(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+def totals(found: Iterable[Collective]) -> dict[str, dict[str, int | float]]:
     """By kind: `count`, `bytes` of whole arrays, and `sent` by each device."""
-    sums: dict[str, dict[str, float]] = {}
+    sums: dict[str, dict[str, int | float]] = {}
     for one in found:
         row = sums.setdefault(one.kind, {"count": 0, "bytes": 0, "sent": 0.0})
         row["count"] += 1

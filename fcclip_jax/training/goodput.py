@@ -105,7 +105,7 @@ class Goodput:
         except OSError as error:
             log.warning("%s was not written: %s", self._path, error)
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, int | float]:
         """Seconds of each kind in all attempts; `step` without `lost`, the time in steps (and their data) that had to
         be done again, and `down`, between attempts; `total`; and `goodput`, the share of `step` in the total."""
         attempts = [*self._attempts, self._attempt]

@@ -110,9 +110,9 @@ class Meeting:
     def _open_round(self) -> int:
         rounds = [int(p.name[6:]) for p in self._folder.glob("round-*") if p.name[6:].isdecimal()]
         last = max(rounds, default=0)
-        decided = (self._folder / f"round-{last:06d}" / _DECIDED).is_file()
-        # A run that has ended is begun anew in a round of its own, beyond the one that its last spare hosts watch.
-        return last + 1 + (self._ended(last) is not None) if decided else last
+        number = last + (self._folder / f"round-{last:06d}" / _DECIDED).is_file()
+        # A run that has ended is begun anew beyond the round in which its spare hosts wait, and hear of the end.
+        return number + (self._ended(number - 1) is not None)
 
     def _ended(self, number: int) -> int | None:
         found = _read(self._folder / f"round-{number:06d}" / _FINISHED)

@@ -56,8 +56,15 @@ def test_slurm_with_a_process_for_each_gpu():
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("a", "a"), ("a,b", "a"), ("n[3,5-7]", "n3"), ("n[003-015],m", "n003"), ("r[1-2]-ib,m", "r1-ib"), ("a-1.b.c", "a-1.b.c")],
-)  # fmt: skip
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("n[3,5-7]", "n3"),
+        ("n[003-015],m", "n003"),
+        ("r[1-2]-ib,m", "r1-ib"),
+        ("a-1.b.c", "a-1.b.c"),
+    ],
+)
 def test_slurm_node_lists(nodes, first):
     assert first_host(nodes) == first
 
