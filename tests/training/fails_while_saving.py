@@ -1,5 +1,5 @@
 """`fcclip` that comes to grief in its second asynchronous save, as the environment's FAILURE says: `kill`, when all
-files are there but the checkpoint is not complete; `full`, because no file can grow beyond 20 kB any more."""
+files are there but the checkpoint is not complete; `full`, because no file can grow beyond 60 kB any more."""
 
 import os
 import resource
@@ -16,7 +16,8 @@ begun = []
 def save_short_of_disk(self, state, data) -> None:
     begun.append(int(state.step))
     if len(begun) == 2 and os.environ["FAILURE"] == "full":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        self.wait()  # the one before is not what fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
     save(self, state, data)
 
 
