@@ -296,7 +296,7 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _inside(value: float, interval: str) -> bool:
+def _inside(value: int | float, interval: str) -> bool:
     least, most = (float(edge) for edge in interval[1:-1].split(","))
     # Written so that NaN is inside nothing.
     above = value >= least if interval[0] == "[" else value > least

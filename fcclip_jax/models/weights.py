@@ -105,7 +105,7 @@ def parameter_shapes(config: FCCLIPConfig, *, towers_only: bool = False) -> dict
     }
 
 
-class _OneKey(nnx.Rngs):
+class OneKey(nnx.Rngs):
     """The same key for everything, enough for shapes. The counters of nnx.Rngs, traced, cost ten seconds at ConvNeXt-L:
     each step of a counter makes jax write an explanation that nobody reads (measured)."""
 
@@ -114,7 +114,7 @@ class _OneKey(nnx.Rngs):
 
 
 def _abstract(config: FCCLIPConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: FCCLIP(config, dtype=dtype, rngs=_OneKey(0))))
+    return nnx.split(nnx.eval_shape(lambda: FCCLIP(config, dtype=dtype, rngs=OneKey(0))))
 
 
 def save_model(

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,7 @@ class Checkpoints:
         self.wait()  # for the one before, which must have its checksums before another is begun
         if step in self.steps():
             return
+        self._check_room(state)
         self._saving = step
         try:
             self._manager.save(step, args=items, force=True)
@@ -83,6 +85,14 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _check_room(self, state: TrainState) -> None:
+        # Found out beforehand, a full disk is one line and leaves nothing half-written.
+        needed = sum(array.nbytes for array in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free if jax.process_index() == 0 else needed
+        if not agreed(free >= needed):
+            reason = f"{needed / 1e6:,.1f} MB are needed" + (f" and {free / 1e6:,.1f} MB free" if free < needed else "")
+            raise self._failed(OSError(f"the disk is full, {reason}"))
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Notes what an evaluation of the checkpoint of `step` found; waits until that is written. The best one is
