@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fcclip_jax.training.optimizer import OptimizerConfig
+from fcclip_jax.training.work_folder import Folder
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 
@@ -316,7 +317,7 @@ def _in_words(interval: str) -> str:
 _IDENTITY = ("seed", "batch_size", "model", "optimizer", "loss")
 
 
-def claim(workdir: Path, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
+def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
     """Saves the resolved configuration as `workdir/config.json`, and returns its fingerprint. A folder without a
     checkpoint has nothing to lose and is taken over.
 

@@ -39,9 +39,13 @@ from fcclip_jax.training.overview import parameter_table
 from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_step import COUNTS, make_train_step
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
+from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
+
+# Of a work folder in an object store, what is written on this machine and goes up at the end.
+UPLOADED, EXPORTED = ("tensorboard", "profile"), ("model", "fcclip.safetensors")
 
 __all__ = ["ConfigError", "base_config", "build", "load_config", "run_training"]
 
@@ -57,7 +61,7 @@ def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | N
         CheckpointError: a checkpoint could not be written, or none can be read.
         TrainingStopped: a loss is not finite.
     """
-    workdir = Path(workdir)
+    workdir = open_folder(workdir)
     run, data, towers, vocabulary = build(config, workdir, lifeline)
     try:
         state, complete = train(run)
@@ -66,16 +70,18 @@ def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | N
         data.close()
         for writer in run.writers:
             writer.close()
+        upload(workdir, *UPLOADED)
     if not complete:
         return EXIT_PREEMPTED
     params = sharding.gather(run.mesh, state.params if state.average is None else state.average)
     if jax.process_index() == 0:
-        export(workdir, model_config(config), params, towers, vocabulary, config)
+        export(local_part(workdir), model_config(config), params, towers, vocabulary, config)
+        upload(workdir, *EXPORTED)
     return 0
 
 
 def build(
-    config: ConfigDict, workdir: Path, lifeline: Lifeline | None = None
+    config: ConfigDict, workdir: Folder, lifeline: Lifeline | None = None
 ) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
     goodput = Goodput(workdir / GOODPUT_FILE if jax.process_index() == 0 else None)
@@ -187,7 +193,7 @@ def _vocabulary(config: ConfigDict) -> Vocabulary:
 
 def _watch(
     config: ConfigDict,
-    workdir: Path,
+    workdir: Folder,
     model: FCCLIPConfig,
     towers: dict[str, np.ndarray],
     vocabulary: Vocabulary,
@@ -247,7 +253,7 @@ def model_config(config: ConfigDict) -> FCCLIPConfig:
     return model
 
 
-def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabulary]:
+def _source(config: ConfigDict, workdir: Folder) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     if data.kind == "drawn":
         return _drawn(config, workdir, config.seed)
@@ -258,11 +264,11 @@ def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabula
     return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
 
 
-def _drawn(config: ConfigDict, workdir: Path, seed: int) -> tuple[PanopticSource, Vocabulary]:
+def _drawn(config: ConfigDict, workdir: Folder, seed: int) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     size = (data.image_size, data.image_size * 5 // 4)
     name = f"drawn-{data.drawn_images}-{data.image_size}-{seed}"
-    folder = draw_dataset(workdir / name, images=data.drawn_images, size=size, seed=seed)
+    folder = draw_dataset(local_part(workdir) / name, images=data.drawn_images, size=size, seed=seed)
     vocabulary = Vocabulary.from_file(folder / "labels.txt")
     paths = (folder / "images", folder / "panoptic", folder / "panoptic.json")
     return CocoPanopticSource(*paths, vocabulary), vocabulary

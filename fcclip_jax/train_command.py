@@ -6,7 +6,6 @@ Only argparse is imported at the top, so that `fcclip --help` answers at once.
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcclip_jax.override_flags import accept_overrides
@@ -133,7 +132,7 @@ def _train(options: argparse.Namespace, lifeline: "Lifeline | None") -> int:
 
     try:
         config = experiment.load_config(options.config, options.overrides)
-        return experiment.run_training(config, Path(options.workdir), lifeline)
+        return experiment.run_training(config, options.workdir, lifeline)
     except TrainingStopped as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_FINITE

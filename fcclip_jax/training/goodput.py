@@ -8,8 +8,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from fcclip_jax.training.work_folder import Folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Goodput:
 
     def __init__(
         self,
-        path: Path | None,
+        path: Folder | None,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
@@ -99,9 +100,7 @@ class Goodput:
             return
         content = {"version": _VERSION, "summary": self.summary(), "attempts": [*self._attempts, self._attempt]}
         try:
-            aside = self._path.with_suffix(".partial")
-            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            aside.replace(self._path)
+            write_whole(self._path, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             log.warning("%s was not written: %s", self._path, error)
 
@@ -130,7 +129,7 @@ class Goodput:
         )
 
 
-def _read(path: Path | None) -> list[dict[str, Any]]:
+def _read(path: Folder | None) -> list[dict[str, Any]]:
     """Earlier attempts; none where the file is damaged or of another version."""
     if path is None or not path.is_file():
         return []

@@ -5,7 +5,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -24,6 +23,7 @@ from fcclip_jax.training.sharding import global_batch
 from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_state import TrainState
 from fcclip_jax.training.train_step import COUNTS, INPUTS, make_train_step
+from fcclip_jax.training.work_folder import Folder, local_part
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Run:
     data: DataIterator
     checkpoints: Checkpoints
     writers: list[reporting.Writer]
-    workdir: Path
+    workdir: Folder
     goodput: Goodput
     waits: DataWaits
     evaluate: Callable[[TrainState, Callable[[], bool]], dict[str, float] | None] | None = None
@@ -275,7 +275,7 @@ class _Profiler:
     """Traces `profile_steps` steps into `workdir/profile`, from step `profile_at` and whenever asked."""
 
     def __init__(self, run: Run):
-        self._config, self._folder, self._until = run.config, run.workdir / "profile", None
+        self._config, self._folder, self._until = run.config, local_part(run.workdir) / "profile", None
 
     def before(self, number: int, asked: bool) -> None:
         """Before step `number` (from 0) is sent off."""
