@@ -19,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fcclip_jax.training.optimizer import OptimizerConfig
-from fcclip_jax.training.work_folder import Folder
+from fcclip_jax.training.work_folder import Folder, write_whole
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 
@@ -351,10 +351,7 @@ def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | Non
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        saved = {"fingerprint": fingerprint, "contents": dict(contents or {}), "config": values}
-        aside.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(saved, indent=1) + "\n")
     return fingerprint
 
 

@@ -1,4 +1,4 @@
-"""A work folder in an object store: a server of Google's storage interface on this machine stands in for the real one."""
+"""A work folder in an object store: a server on this machine stands in for Google's."""
 
 import json
 from pathlib import Path
