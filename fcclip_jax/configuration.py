@@ -351,6 +351,7 @@ def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | Non
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
+        saved = {"fingerprint": fingerprint, "contents": dict(contents or {}), "config": values}
         write_whole(path, json.dumps(saved, indent=1) + "\n")
     return fingerprint
 
