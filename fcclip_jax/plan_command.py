@@ -208,7 +208,7 @@ def project(found: dict[str, Any], chip: Any, utilization: float) -> dict[str, A
     }
 
 
-def _constant(found: dict[str, Any]) -> float:
+def _constant(found: dict[str, Any]) -> int | float:
     """Of the temporary bytes those that do not grow with the images."""
     work = found["works_with"]
     return min(work["temporary"] / 2, work["whole_parameters"] + work["gradients"])
@@ -269,11 +269,11 @@ def _rows(values: dict[str, str]) -> list[str]:
     return [f"  {name:<22}{value}" for name, value in values.items()]
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:.0f} B"
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: int | float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
