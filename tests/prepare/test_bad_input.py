@@ -171,7 +171,7 @@ def test_a_bad_file_is_named_and_can_be_skipped(downloads, tmp_path, prepare, da
     code, _, err = prepare(dataset, "--root", root, "--split", "val")
     assert code == 2
     assert_one_error(err, file, message)
-    assert not [path for path in root.rglob("*.partial")]
+    assert not list(root.rglob("*.partial"))
     code, out, err = prepare(dataset, "--root", root, "--split", "val", "--skip_bad")
     assert code == 1 and err == ""
     skipped = [line for line in out.splitlines() if line.startswith("skipped: ")]
