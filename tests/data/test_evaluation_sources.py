@@ -6,6 +6,7 @@ That each benchmark's layout is read right stands in tests/prepare/test_prepare_
 import io
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_a_bad_image_is_one_line_with_its_file(root, path, spoil, named, message
     read_all(source[1])
 
 
+def one_more_category(content):
+    content["categories"].append({"id": 201, "name": "more"})
+
+
+def a_category_of_another_list(content):
+    one_more_category(content)
+    content["annotations"][0]["segments_info"][0]["category_id"] = 201
+
+
 def drop_category(content):
     content["categories"] = content["categories"][:-1]
 
@@ -117,6 +127,11 @@ REFUSED = [
     (JSON, cut, "not JSON, or cut short"),
     (JSON, lambda path: path.write_text("[]"), "it has no list `annotations`"),
     (JSON, lambda path: edit(path, drop_category), "has 132 categories where the vocabulary has 133 classes"),
+    (
+        JSON,
+        lambda path: edit(path, a_category_of_another_list),
+        "has 134 categories .* it has 201",
+    ),
     (JSON, lambda path: edit(path, annotation("image_id", 7)), "image 7, which its `images` do not list"),
     (JSON, lambda path: edit(path, lambda c: c["annotations"][0].pop("segments_info")), "KeyError 'segments_info'"),
     (INSTANCES, lambda path: path.unlink(), "expected under the root folder"),
@@ -133,7 +148,12 @@ def test_what_does_not_fit_is_refused_before_the_first_image(root, path, spoil, 
     spoil(root / path)
     with pytest.raises(DataError) as error:
         open_benchmark("coco_panoptic", root)
-    assert path in str(error.value) and message in str(error.value)
+    assert path in str(error.value) and re.search(message.replace("*.", "[*]."), str(error.value))
+
+
+def test_a_category_that_nothing_has_does_not_matter(root):
+    edit(root / JSON, one_more_category)
+    read_all(open_benchmark("coco_panoptic", root)[0])
 
 
 def test_what_is_not_asked_for_need_not_be_there(root):
