@@ -1,9 +1,7 @@
 """`fcclip score`: prediction files of any program, in the official formats, to the figures of the official tools."""
 
 import argparse
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +51,7 @@ def run_panoptic(options: argparse.Namespace) -> int:
     """Scores panoptic PNGs. Returns 0, or 1 when images were skipped. ValueError: the input cannot be used."""
     from fcclip_jax.evaluation.panoptic_files import count_panoptic, panoptic_pairs
     from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
+    from fcclip_jax.evaluation.tables import panoptic_table
 
     categories, pairs = panoptic_pairs(options.truth, options.predictions, options.truth_dir, options.predictions_dir)
     return _score(options, pairs, partial(PanopticQuality, categories), count_panoptic, panoptic_table)
@@ -62,6 +61,7 @@ def run_semantic(options: argparse.Namespace) -> int:
     """Scores label maps. Returns and raises as run_panoptic."""
     from fcclip_jax.evaluation.miou import IGNORE, MeanIoU
     from fcclip_jax.evaluation.semantic_files import count_labels, label_pairs
+    from fcclip_jax.evaluation.tables import semantic_table
 
     if options.ignore is None and options.classes > IGNORE:
         raise ValueError(
@@ -74,6 +74,8 @@ def run_semantic(options: argparse.Namespace) -> int:
 
 def run_instance(options: argparse.Namespace) -> int:
     """Scores instance masks. Returns and raises as run_panoptic."""
+    from fcclip_jax.evaluation.tables import instance_table
+
     if options.protocol == "cityscapes":
         from fcclip_jax.evaluation.cityscapes_ap import CityscapesAP
         from fcclip_jax.evaluation.cityscapes_files import cityscapes_images, count_cityscapes
@@ -92,6 +94,7 @@ def run_instance(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace, samples: Sequence, new: Callable, feed: Callable, table: Callable) -> int:
+    from fcclip_jax.evaluation.json_files import write_json
     from fcclip_jax.evaluation.tally import tally
 
     output = Path(options.output)
@@ -108,59 +111,3 @@ def _score(options: argparse.Namespace, samples: Sequence, new: Callable, feed: 
     for message in skipped:
         print(f"skipped: {message}")
     return EXIT_SKIPPED if skipped else 0
-
-
-def write_json(path: Path, content: Mapping) -> None:
-    """Writes a file aside and renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def panoptic_table(figures: Mapping) -> str:
-    """Classes that occur, then all, things and stuff."""
-    rows = [
-        [c["name"], "thing" if c["isthing"] else "stuff", c["PQ"], c["SQ"], c["RQ"], c["TP"], c["FP"], c["FN"]]
-        for c in figures["per_class"]
-        if c["PQ"] is not None
-    ]
-    head = ["class", "", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
-    sums = [
-        [f"{name} ({figures['n' + suffix]})", "", *(figures[figure + suffix] for figure in ("PQ", "SQ", "RQ"))]
-        for name, suffix in (("all classes", ""), ("things", "_th"), ("stuff", "_st"))
-    ]
-    return _table(head, rows, sums)
-
-
-def semantic_table(figures: Mapping) -> str:
-    """Classes that the truth has, then the four figures."""
-    rows = [[c["name"], c["IoU"], c["ACC"], c["pixels"]] for c in figures["per_class"] if c["pixels"]]
-    names = ("mIoU", "fwIoU", "mACC", "pACC")
-    return _table(["class", "IoU", "ACC", "pixels"], rows, [[name, figures[name]] for name in names])
-
-
-def instance_table(figures: Mapping) -> str:
-    """Classes that the truth has, then all figures."""
-    rows = [[c["name"], c["AP"], c["AP50"]] for c in figures["per_class"] if c["AP"] is not None]
-    names = [name for name in figures if name.startswith(("AP", "AR"))]
-    return _table(["class", "AP", "AP50"], rows, [[name, figures[name]] for name in names])
-
-
-def _table(head: list, rows: list[list], sums: list[list]) -> str:
-    cells = [[_cell(value) for value in row] + [""] * (len(head) - len(row)) for row in (head, *rows, *sums)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1 : len(rows) + 1], *([rule] if rows else []), *lines[len(rows) + 1 :]])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
