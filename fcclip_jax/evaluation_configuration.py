@@ -1,4 +1,4 @@
-"""What an evaluation is configured by: the keys, with the paper's protocol as values. configs/eval_*.py start from it."""
+"""What an evaluation is configured by: the keys, with the paper's protocol as values."""
 
 from collections.abc import Sequence
 from pathlib import Path

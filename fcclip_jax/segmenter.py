@@ -117,6 +117,7 @@ class _Programs:
     classify: Callable[..., Classification]
     layer_logits: Callable[..., list[jax.Array]]
     encode_text: Callable[..., jax.Array]
+    describe: Callable[..., MaskPredictions]
 
 
 @functools.lru_cache(maxsize=8)
@@ -153,6 +154,7 @@ def _programs(graphdef: nnx.GraphDef) -> _Programs:
         classify=compiled(FCCLIP.classify),
         layer_logits=compiled(layer_logits, static_argnums=4),
         encode_text=compiled(encode_text),
+        describe=compiled(FCCLIP.describe),
     )
 
 
@@ -262,10 +264,9 @@ class Segmenter:
     ) -> Result:
         """Names the masks of an encoded image with a vocabulary; arguments as in a call of the segmenter."""
         words = Vocabulary.parse(vocabulary, stuff)
-        log_probs = self._run.classify(self._state, encoded.predictions, *self._text_arguments(words)).class_log_probs
         found = compute_results(
             encoded.predictions.masks[0],
-            log_probs[0],
+            self.class_log_probs(encoded, words),
             network_size=encoded.network_size,
             output_size=encoded.image.shape[:2],
             names=words.names,
@@ -279,6 +280,32 @@ class Segmenter:
             panoptic = panoptic.view(PanopticMap)
             panoptic.segments = found.segments
         return Result(encoded.image, words, panoptic, found.segments, found.semantic, found.instances)
+
+    def class_log_probs(self, encoded: EncodedImage, vocabulary: VocabularyLike) -> Float[jax.Array, "Q K1"]:
+        """The logarithm of each mask's class probabilities, void last: what `name` makes its results from."""
+        text = self._text_arguments(Vocabulary.parse(vocabulary))
+        return self._run.classify(self._state, encoded.predictions, *text).class_log_probs[0]
+
+    def encode_resized(self, image: UInt8[np.ndarray, "H W 3"], resized: UInt8[np.ndarray, "_ _ 3"]) -> EncodedImage:
+        """As `encode`, of a photo that is already resized for the network. Names are given at the size of `image`."""
+        padded = transforms.pad_to_multiple(transforms.normalize(_checked(resized)))
+        return self._encode([_Input(_checked(image), padded, resized.shape[:2])])[0]
+
+    def encode_masks(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        masks: Bool[np.ndarray, "N h w"],
+        dense_masks: Bool[np.ndarray, "N h2 w2"],
+    ) -> EncodedImage:
+        """Runs the network on one photo, and describes given masks in the place of those that it finds.
+
+        Args:
+            masks: at stride 4 of the photo in the network, padded to a multiple of 32.
+            dense_masks: the same at stride 32.
+        """
+        prepared = self._preprocess(image)
+        predictions = self._run.describe(self._state, prepared.padded[None], masks[None], dense_masks[None])
+        return EncodedImage(image, predictions, prepared.size)
 
     def prepare(self, vocabulary: VocabularyLike, progress: Progress | None = None) -> Vocabulary:
         """Embeds a vocabulary's words ahead of the first image; `progress` gets (prompts done, prompts in all)."""

@@ -156,4 +156,7 @@ def instance_entry(instance: Any, category_ids: Mapping[int, int]) -> dict[str, 
 def text_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     """A mask of COCO with its runs as text."""
     counts = rle["counts"]
-    return {"size": [int(n) for n in rle["size"]], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return {
+        "size": [int(n) for n in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }

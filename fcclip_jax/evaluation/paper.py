@@ -55,8 +55,4 @@ def published(backbone: str, benchmark: str, classifier: str = "ensemble") -> Ma
         return {}
     if classifier != "ensemble":
         return _ABLATIONS.get((name, classifier, benchmark), {})
-    return {
-        figure: value
-        for (column, figure), value in zip(_COLUMNS, _ROWS[name], strict=True)
-        if column == benchmark
-    }
+    return {figure: value for (column, figure), value in zip(_COLUMNS, _ROWS[name], strict=True) if column == benchmark}

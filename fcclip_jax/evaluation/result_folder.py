@@ -1,17 +1,18 @@
 """The folder of one evaluation: whose it is, the records of its images, and what comes out of it.
 
-    evaluation.json     what was evaluated: model, words, data set, options, and the fingerprint of these
-    records/            what was counted of each image; files of image_records.py, one for each process and start
-    predictions/        in the official formats, where asked for
-    worst/              pictures, where asked for
-    figures.json  report.md   at the end
+evaluation.json     what was evaluated: model, words, data set, options, and the fingerprint of these
+records/            what was counted of each image; files of image_records.py, one for each process and start
+predictions/        in the official formats, where asked for
+worst/              pictures, where asked for
+figures.json  report.md   at the end
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ _RECORDS, _ENDING = "records", ".records"
 
 class FolderError(ValueError):
     """The folder belongs to another evaluation, or another process works in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Where the record of an image stands, and its `score` and `skipped`."""
+
+    path: Path
+    place: int
+    score: float | None
+    skipped: str | None
 
 
 class ResultFolder:
@@ -77,7 +88,9 @@ class ResultFolder:
                     "Give another --output, or the same as then to go on"
                 )
         elif self.files():
-            raise FolderError(f"{self.path} holds results, but no {IDENTITY_FILE} that says of what: give another --output")
+            raise FolderError(
+                f"{self.path} holds results, but no {IDENTITY_FILE} that says of what: give another --output"
+            )
         write_json(path, {"fingerprint": fingerprint(identity), "identity": identity})
 
     def files(self) -> list[Path]:
@@ -92,20 +105,19 @@ class ResultFolder:
         """A new file for what this process counts."""
         return RecordWriter(self._records / f"{start:05}-{process:05}{_ENDING}")
 
-    def records(self) -> Iterator[tuple[tuple[Path, int], ImageRecord]]:
-        """All records, each image once, and where they stand."""
-        known = set()
+    def images(self) -> dict[int, "Known"]:
+        """The images that have a record, by their place in the source. One that was counted stands before one that was
+        passed over, and of these the last."""
+        known: dict[int, Known] = {}
         for path in self.files():
             for place, record in read_records(path):
-                if record.index not in known:
-                    known.add(record.index)
-                    yield (path, place), record
+                if record.index not in known or known[record.index].skipped is not None:
+                    known[record.index] = Known(path, place, record.score, record.skipped)
+        return known
 
-    def in_order(self) -> Iterator[ImageRecord]:
-        """All records in the order of the source; one at a time in memory."""
-        places = {record.index: place for place, record in self.records()}
-        for index in sorted(places):
-            yield read_record(*places[index])
+    def read(self, known: "Known") -> ImageRecord:
+        """ValueError: the file was damaged since."""
+        return read_record(known.path, known.place)
 
     def release(self) -> None:
         """Ends the claim."""
@@ -122,7 +134,9 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [d for key in keys for d in _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)]
+        return [
+            d for key in keys for d in _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
+        ]
     return [] if theirs == ours else [f"{name} {_short(theirs)} (now {_short(ours)})"]
 
 

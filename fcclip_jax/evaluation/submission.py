@@ -5,7 +5,8 @@
     instances.json                       COCO results: run-length encoded masks with scores
     instances/STEM.txt, STEM_N.png       Cityscapes' instance format
 
-STEM is the image's path in its dataset, with its folders, without its ending.
+STEM is the file's name in its dataset without what all files share, such as its ending; Cityscapes' label maps lie in
+a folder for each city, as its own do.
 """
 
 import io
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Int
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -24,17 +25,22 @@ from fcclip_jax.data.annotation_maps import id_to_rgb
 from fcclip_jax.data.evaluation_record import EvaluationRecord
 from fcclip_jax.evaluation.evaluator import Classes, Found, instance_entry
 from fcclip_jax.evaluation.image_records import ImageRecord
+from fcclip_jax.vocabulary.vocabulary import Vocabulary
+
+_LABELLED_BY_ID = ("coco_panoptic", "cityscapes", "pascal_voc_20", "pascal_voc_21", "folder")
 
 
 class SubmissionWriter:
     """Writes the predictions of `tasks` into `folder`.
 
-    `labels` `[K]`: what a label map holds for each class.
+    `labels` `[K]`: what a label map holds for each class. A pixel without a class holds the ignored label.
     """
 
     def __init__(self, folder: Path, classes: Classes, tasks: Sequence[str], labels: Int[np.ndarray, " K"]):
         self._folder, self._classes, self._tasks = folder, classes, tuple(tasks)
-        self._labels = labels.astype(np.uint8 if labels.max() <= 255 else np.uint16)
+        nothing = classes.ignore_label
+        self._labels = np.full(nothing + 1, nothing, np.uint8 if max(labels.max(), nothing) <= 255 else np.uint16)
+        self._labels[: len(labels)] = labels
 
     def write(self, record: EvaluationRecord, found: Found) -> dict[str, Any]:
         """Writes the files of one image, each aside and renamed; gives what its entries in the JSON files hold."""
@@ -47,7 +53,8 @@ class SubmissionWriter:
             ]
             entries["panoptic"] = {"file_name": name, "segments_info": segments}
         if "semantic" in self._tasks:
-            _write_png(self._folder / "semantic" / f"{record.file_stem}.png", self._to_labels(found.semantic))
+            city = record.file_stem.partition("_")[0] if self._classes.cityscapes else ""
+            _write_png(self._folder / "semantic" / city / f"{record.file_stem}.png", self._labels[found.semantic])
         if "instance" in self._tasks:
             ids = self._classes.instance_ids
             instances = [i for i in found.instances if i.category_id in ids]
@@ -56,9 +63,6 @@ class SubmissionWriter:
             else:
                 entries["instance"] = [instance_entry(i, ids) for i in instances]
         return entries
-
-    def _to_labels(self, semantic: Integer[np.ndarray, "H W"]) -> Integer[np.ndarray, "H W"]:
-        return self._labels[semantic]
 
     def _write_cityscapes(self, stem: str, instances: Sequence[Any]) -> None:
         """The masks first: the text file, which names them, stands only where they do."""
@@ -74,9 +78,7 @@ class SubmissionWriter:
         if "panoptic" in self._tasks:
             categories = [
                 {"id": id_, "name": name, "isthing": int(thing)}
-                for id_, name, thing in zip(
-                    self._classes.ids, self._classes.names, self._classes.isthing, strict=True
-                )
+                for id_, name, thing in zip(self._classes.ids, self._classes.names, self._classes.isthing, strict=True)
             ]
             annotations = (
                 {"image_id": r.image_id, **r.predictions["panoptic"]} for r in records() if "panoptic" in r.predictions
@@ -88,6 +90,16 @@ class SubmissionWriter:
                 {"image_id": r.image_id, **entry} for r in records() for entry in r.predictions.get("instance", ())
             )
             _write_list(self._folder / "instances.json", "", instances, "")
+
+
+def own_labels(benchmark: str, vocabulary: Vocabulary) -> Int[np.ndarray, " K"]:
+    """What the label maps of a benchmark's own tools hold for each class: the numbers of its label list where its maps
+    hold these, for ADE20K the place counted from 1 (0 is "other"), else the place counted from 0."""
+    places = np.arange(vocabulary.num_classes)
+    if benchmark == "ade20k_150":
+        return places + 1
+    ids = [cls.id for cls in vocabulary.classes]
+    return np.array(ids) if benchmark in _LABELLED_BY_ID and None not in ids else places
 
 
 def _json(content: Any) -> str:

@@ -154,6 +154,28 @@ class FCCLIP(nnx.Module):
         )
         return Forward(features, pixels, decoder, pooled, predictions)
 
+    def describe(
+        self,
+        images: Float[Array, "B H W 3"],
+        masks: Bool[Array, "B N h w"],
+        dense_masks: Bool[Array, "B N h2 w2"],
+    ) -> MaskPredictions:
+        """Embeddings of given masks, at stride 4 and at that of the dense map: pooled CLIP features for the
+        out-vocabulary classifier; for the in-vocabulary one those of the query whose mask overlaps most (IoU)."""
+        out = self(images)
+        given, found = masks.astype(jnp.float32), (out.predictions.masks > 0).astype(jnp.float32)
+        shared = jnp.einsum("bnhw,bqhw->bnq", given, found)
+        union = given.sum((2, 3))[:, :, None] + found.sum((2, 3))[:, None] - shared
+        nearest = jnp.argmax(shared / jnp.maximum(union, 1.0), axis=2)
+        signs = jnp.where(dense_masks, 1.0, -1.0)
+        pooled, valid = mask_pooling(out.features.res5, signs)
+        return MaskPredictions(
+            masks=jnp.where(masks, 1.0, -1.0),
+            class_embed=jnp.take_along_axis(out.predictions.class_embed, nearest[:, :, None], axis=1),
+            clip_embed=self.clip.visual.project(pooled).astype(jnp.float32),
+            valid=valid,
+        )
+
     def in_vocabulary_logits(
         self,
         class_embed: Float[Array, "B Q E"],

@@ -1,0 +1,232 @@
+"""The loop of an evaluation: images are read ahead, segmented, compared with their truth, and recorded."""
+
+import collections
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fcclip_jax.data import transforms
+from fcclip_jax.data.evaluation_record import EvaluationRecord
+from fcclip_jax.data.evaluation_sources import EvaluationSource
+from fcclip_jax.data.records import DataError
+from fcclip_jax.evaluation.evaluator import Evaluator, Found
+from fcclip_jax.evaluation.image_records import ImageRecord, RecordWriter
+from fcclip_jax.evaluation.submission import SubmissionWriter
+from fcclip_jax.evaluation_configuration import augmented
+from fcclip_jax.ground_truth import with_true_classes, with_true_masks
+from fcclip_jax.results.augmented import View, augmented_semantic
+from fcclip_jax.results.results import Results
+from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.vocabulary.vocabulary import Vocabulary
+from fcclip_jax.worst_pictures import WorstPictures
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 20.0
+_SYNC_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One image, read and decoded. `index`: its place in the source."""
+
+    index: int
+    record: EvaluationRecord
+    image: np.ndarray
+
+
+class Counting:
+    """Where results go: into the metrics, the prediction files, the pictures, and last the record that says that the
+    image is done. Used by several threads. `ids`: of all images of the source, in its order."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        ids: Sequence[int | str],
+        records: RecordWriter,
+        submission: SubmissionWriter | None,
+        worst: WorstPictures,
+        *,
+        skip_bad: bool,
+    ):
+        self._evaluator, self._records, self._submission, self._worst = evaluator, records, submission, worst
+        self._skip_bad, self._lock, self._synced = skip_bad, threading.Lock(), time.monotonic()
+        self._ids = ids
+        self._rank = np.empty(len(ids), np.int64)
+        self._rank[sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))] = np.arange(len(ids))
+
+    def count(self, sample: Sample, found: Found) -> None:
+        """Raises DataError where the truth cannot be used, unless bad images are passed over."""
+        try:
+            counted = self._evaluator.count(sample.index, int(self._rank[sample.index]), sample.record, found)
+        except DataError as error:
+            self.skip(sample.index, error)
+            return
+        if self._submission is not None:
+            counted = dataclasses.replace(counted, predictions=self._submission.write(sample.record, found))
+        with self._lock:
+            wanted = self._worst.wants(sample.index, counted.score)
+        if wanted:
+            self._worst.draw(sample.index, counted.score, sample.image, sample.record, found)
+        self._append(counted)
+
+    def skip(self, index: int, error: DataError) -> None:
+        """Notes an image that cannot be used; raises `error` unless bad images are passed over."""
+        if not self._skip_bad:
+            raise error
+        log.warning("passed over: %s", error)
+        self._append(ImageRecord(index, self._ids[index], skipped=str(error)))
+
+    def _append(self, record: ImageRecord) -> None:
+        with self._lock:
+            self._records.append(record)
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._records.sync()
+                self._synced = time.monotonic()
+
+
+def evaluate_images(
+    segmenter: Segmenter,
+    source: EvaluationSource,
+    indices: Sequence[int],
+    counting: Counting,
+    config: ConfigDict,
+    tasks: Sequence[str],
+) -> None:
+    """Segments and counts the images at `indices` of a source.
+
+    Raises:
+        DataError: an image cannot be used, and `config.skip_bad` is not set.
+    """
+    progress = _Progress(len(indices))
+    with progress, ThreadPoolExecutor(config.workers) as counters, ThreadPoolExecutor(config.workers) as readers:
+        try:
+            samples = _read_ahead(source, indices, readers, config.workers, counting, progress)
+            running: collections.deque[Future] = collections.deque()
+            for sample, found in predict(segmenter, samples, source.vocabulary, source.truths, config, tasks):
+                running.append(counters.submit(counting.count, sample, found))
+                while running and (running[0].done() or len(running) > 2 * config.workers):
+                    running.popleft().result()
+                progress.step()
+            for future in running:
+                future.result()
+        finally:
+            counters.shutdown(cancel_futures=True)
+            readers.shutdown(cancel_futures=True)
+
+
+def _read_ahead(
+    source: EvaluationSource,
+    indices: Sequence[int],
+    readers: ThreadPoolExecutor,
+    threads: int,
+    counting: Counting,
+    progress: "_Progress",
+) -> Iterator[Sample]:
+    """The images in their order; bad ones are noted and left out."""
+
+    def read(index: int) -> Sample:
+        record = source[index]
+        return Sample(index, record, record.decode_image())
+
+    waiting = collections.deque()
+    ahead = iter(indices)
+    while True:
+        while len(waiting) < 2 * threads and (index := next(ahead, None)) is not None:
+            waiting.append((index, readers.submit(read, index)))
+        if not waiting:
+            return
+        index, future = waiting.popleft()
+        try:
+            yield future.result()
+        except DataError as error:
+            counting.skip(index, error)
+            progress.step()
+
+
+def predict(
+    segmenter: Segmenter,
+    samples: Iterator[Sample],
+    vocabulary: Vocabulary,
+    truths: Sequence[str],
+    config: ConfigDict,
+    tasks: Sequence[str],
+) -> Iterator[tuple[Sample, Found]]:
+    """What the model finds in each image, in one of the ways that the configuration knows."""
+    options = {
+        "tasks": tasks,
+        "overlap_threshold": config.overlap_threshold,
+        "object_threshold": config.object_threshold,
+    }
+    if augmented(config):
+        for sample in samples:
+            yield sample, segment_augmented(segmenter, sample.image, vocabulary, config.augment)
+    elif config.ground_truth == "masks":
+        nothing = 255 if vocabulary.num_classes <= 255 else 65535
+        for sample in samples:
+            yield sample, with_true_masks(segmenter, sample.image, sample.record, vocabulary, truths, nothing)
+    elif config.ground_truth == "classes":
+        for sample in samples:
+            yield sample, with_true_classes(segmenter, sample.image, sample.record, vocabulary, truths, **options)
+    else:
+        yield from _stream(segmenter, samples, vocabulary, config.batch_size or jax.local_device_count(), options)
+
+
+def _stream(segmenter, samples, vocabulary, batch_size: int, options: dict) -> Iterator[tuple[Sample, Found]]:
+    waiting: dict[int, Sample] = {}
+
+    def images() -> Iterator[np.ndarray]:
+        for place, sample in enumerate(samples):
+            waiting[place] = sample
+            yield sample.image
+
+    for place, result in segmenter.stream(images(), vocabulary, batch_size=batch_size, **options):
+        yield waiting.pop(place), result
+
+
+def segment_augmented(segmenter: Segmenter, image: np.ndarray, vocabulary: Vocabulary, augment: ConfigDict) -> Results:
+    """The semantic map from several sizes of one photo, each also mirrored where `augment.flip` is set. As in the
+    reference, the sizes are made from the photo as the network usually sees it, not from the photo itself."""
+    usual = transforms.resize_shortest_edge(image, segmenter.min_size, segmenter.max_size)
+    sizes = [transforms.resize_shortest_edge(usual, size, augment.max_size) for size in augment.min_sizes] or [usual]
+    views = []
+    for resized in sizes:
+        for mirrored in (False, True) if augment.flip else (False,):
+            seen = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+            encoded = segmenter.encode_resized(image, seen)
+            log_probs = np.asarray(segmenter.class_log_probs(encoded, vocabulary))
+            views.append(View(encoded.predictions.masks[0], log_probs, encoded.network_size, mirrored))
+    return Results(semantic=augmented_semantic(views, image.shape[:2]))
+
+
+class _Progress:
+    """A bar in a terminal, and a line of the log now and then: images, images a second, time left."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._started = total, 0, time.monotonic()
+        self._told = self._started
+        self._bar = tqdm(total=total, desc="images", unit=" image", disable=None)
+
+    def step(self) -> None:
+        self._done += 1
+        self._bar.update()
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told > _LOG_SECONDS or self._done == self._total):
+            self._told = now
+            rate = self._done / max(now - self._started, 1e-9)
+            left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / rate))
+            log.info("%d of %d images, %.2f images/s, %s left", self._done, self._total, rate, left)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
