@@ -1,7 +1,7 @@
 """What a model could do with half of the answer given: the true masks, or the true classes (an upper bound each)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
@@ -28,7 +28,7 @@ class Regions:
     classes: Int[np.ndarray, " N"]
 
 
-def true_regions(record: EvaluationRecord, truths: Sequence[str]) -> Regions:
+def true_regions(record: EvaluationRecord, truths: Collection[str]) -> Regions:
     """The segments of the panoptic truth; else the classes of the semantic truth; else the instances, of which the
     smaller ones lie above.
 
@@ -82,7 +82,7 @@ def with_true_masks(
     image: np.ndarray,
     record: EvaluationRecord,
     vocabulary: Vocabulary,
-    truths: Sequence[str],
+    truths: Collection[str],
     nothing: int,
 ) -> Results:
     """The true regions, named by the model: the out-vocabulary classifier sees the region itself, the in-vocabulary one
@@ -147,7 +147,7 @@ def with_true_classes(
     image: np.ndarray,
     record: EvaluationRecord,
     vocabulary: Vocabulary,
-    truths: Sequence[str],
+    truths: Collection[str],
     **options,
 ) -> Results:
     """The masks that the model finds, each with the class of the true region that it overlaps most (IoU). A mask that

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -156,7 +156,7 @@ def predict(
     segmenter: Segmenter,
     samples: Iterator[Sample],
     vocabulary: Vocabulary,
-    truths: Sequence[str],
+    truths: Collection[str],
     config: ConfigDict,
     tasks: Sequence[str],
 ) -> Iterator[tuple[Sample, Found]]:

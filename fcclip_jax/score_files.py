@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 EXIT_SKIPPED = 1
+NO_LABEL = 65535  # no class has it, and no list is that long
 
 
 def add_arguments(commands) -> None:
@@ -22,6 +23,8 @@ def add_arguments(commands) -> None:
     semantic.add_argument("--predictions", required=True, metavar="DIR", help="the same, under the same names")
     semantic.add_argument("--classes", required=True, type=_positive, metavar="N", help="number of classes")
     semantic.add_argument("--ignore", type=int, default=None, metavar="LABEL", help="true label not counted (255)")
+    semantic.add_argument("--truth_ids", metavar="LABELS", help=_IDS + "; other true labels are not counted")
+    semantic.add_argument("--predictions_ids", metavar="LABELS", help=_IDS)
     semantic.add_argument("--truth_suffix", metavar="TEXT", help="only truth files that end so (default: .png, .tif)")
     semantic.add_argument("--predictions_suffix", metavar="TEXT", help="only predictions that end so (the same)")
     instance = _add(kinds, "instance", run_instance, "mask AP of a COCO results JSON, or of Cityscapes text files")
@@ -30,6 +33,9 @@ def add_arguments(commands) -> None:
     )
     instance.add_argument("--predictions", required=True, metavar="JSON", help="COCO results; Cityscapes: a folder")
     instance.add_argument("--protocol", choices=("coco", "cityscapes"), default="coco", help="default: %(default)s")
+
+
+_IDS = "these maps hold the numbers of this label file or built-in list, not places from 0"
 
 
 def _add(kinds, name: str, run: Callable, description: str) -> argparse.ArgumentParser:
@@ -68,8 +74,31 @@ def run_semantic(options: argparse.Namespace) -> int:
             f"with {options.classes} classes, {IGNORE} is one of them: give the ignored label, such as --ignore 65535"
         )
     ignore = IGNORE if options.ignore is None else options.ignore
+    tables = {
+        "truth_table": _table_of(options.truth_ids, options.classes, ignore, others=ignore),
+        "predictions_table": _table_of(options.predictions_ids, options.classes, ignore, others=NO_LABEL),
+    }
     pairs = label_pairs(options.truth, options.predictions, options.truth_suffix, options.predictions_suffix)
-    return _score(options, pairs, partial(MeanIoU, options.classes, ignore), count_labels, semantic_table)
+    feed = partial(count_labels, **tables)
+    return _score(options, pairs, partial(MeanIoU, options.classes, ignore), feed, semantic_table)
+
+
+def _table_of(labels: str | None, classes: int, ignore: int, others: int):
+    from fcclip_jax.evaluation.semantic_files import label_table
+    from fcclip_jax.vocabulary.vocabulary import Vocabulary
+
+    if labels is None:
+        return None
+    ids = [cls.id for cls in Vocabulary.parse(labels).classes]
+    if len(ids) != classes or None in ids:
+        raise ValueError(
+            f"{labels} has {len(ids)} classes{' without numbers' * (None in ids)}, --classes says {classes}"
+        )
+    if ignore in ids or max(ids) >= NO_LABEL:
+        raise ValueError(
+            f"{labels} has a class with the number {ignore if ignore in ids else max(ids)}: it cannot be one"
+        )
+    return label_table(ids, ignore, others)
 
 
 def run_instance(options: argparse.Namespace) -> int:

@@ -55,6 +55,7 @@ class ImageFile:
     path: Path
 
 
+@runtime_checkable
 class Truth(Protocol):
     """One kind of truth for the images of a source. `of` reads what belongs to an image, or raises DataError."""
 

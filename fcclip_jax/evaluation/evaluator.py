@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -21,6 +21,7 @@ MAIN_FIGURE = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
 """Task to the figure that the paper gives for it, in the paper's order."""
 
 
+@runtime_checkable
 class Found(Protocol):
     """What was found in one image, as a segmenter's Result has it: `category_id` of a segment or an instance is the
     class's place in the vocabulary, and `semantic` holds such places. A task that was not asked for is None."""

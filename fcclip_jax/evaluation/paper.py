@@ -1,4 +1,4 @@
-"""Published figures, to stand beside one's own. Source: FC-CLIP (arXiv 2308.02487), tables 1 to 4 and its repository.
+"""Published figures, to stand beside one's own. Source: FC-CLIP (arXiv 2308.02487), tables 1 to 3 and its repository.
 
 Percent. The released ConvNeXt-L checkpoint was picked on ADE20K's validation images.
 """
