@@ -17,10 +17,9 @@ from fcclip_jax.data.evaluation_sources import (
     ImageFile,
     PanopticAnnotations,
     SemanticMaps,
-    expect_folder,
     label_table,
-    refuse_if_absent,
 )
+from fcclip_jax.data.files import expect_folder, list_files, refuse_if_absent
 from fcclip_jax.data.records import DataError
 from fcclip_jax.data.sources import class_by_id
 from fcclip_jax.vocabulary import ClassName, Vocabulary
@@ -62,7 +61,7 @@ class Benchmark:
     def layout(self, split: str = "val") -> str:
         """The files that are expected, for messages."""
         names = ("images", "panoptic", "panoptic_json", "semantic", "instance")
-        paths = [(name, _fill(getattr(self, name), split)) for name in names if getattr(self, name)]
+        paths = [(name, fill(getattr(self, name), split)) for name in names if getattr(self, name)]
         lines = "".join(f"\n    {name}: {path}" for name, path in paths)
         return f"expected under the root folder ($DETECTRON2_DATASETS) is:{lines}\n{self.preparation}"
 
@@ -294,13 +293,9 @@ class _Opening:
     def _stems(self, pattern: str) -> list[str]:
         """Of the files that `pattern` stands for, sorted."""
         folder = self._path(pattern.partition("/{city}")[0]) if "{city}" in pattern else self._path(pattern, "x").parent
-        expect_folder(folder, self.layout)
         ending = _ending(pattern)
-        paths = folder.glob(f"*/*{ending}" if "{city}" in pattern else f"*{ending}")
-        stems = sorted(path.name[: -len(ending)] for path in paths)
-        if not stems:
-            raise DataError(folder, f"holds no file that ends with {ending}; {self.layout}")
-        return stems
+        paths = list_files(folder, f"*/*{ending}" if "{city}" in pattern else f"*{ending}", self.layout)
+        return sorted(path.name.removesuffix(ending) for path in paths)
 
     def _existing(self, pattern: str, stems: list[str]) -> Mapping[str, Path]:
         paths = {stem: self._path(pattern, stem) for stem in stems}
@@ -312,10 +307,11 @@ class _Opening:
         return label_table({k: k for k in range(self.vocabulary.num_classes)}, ignored, self.vocabulary)
 
     def _path(self, pattern: str, stem: str = "") -> Path:
-        return self.root / _fill(pattern, self.split, stem)
+        return self.root / fill(pattern, self.split, stem)
 
 
-def _fill(pattern: str, split: str, stem: str | None = None) -> str:
+def fill(pattern: str, split: str, stem: str | None = None) -> str:
+    """A path of a Benchmark with its blanks filled; without a `stem`, `*` for what depends on the image."""
     filled = pattern.replace("{split}", split).replace("{folder}", SPLITS[split])
     if stem is None:
         return filled.replace("{stem}", "*").replace("{city}", "*")

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32, Int64, Integer, UInt8
 from pycocotools import mask as coco_mask
 
 from fcclip_jax.data import image_files
-from fcclip_jax.data.annotation_maps import decode_ids, decode_labels
+from fcclip_jax.data.annotation_maps import decode_ids, decode_labels, runs
 from fcclip_jax.data.records import DataError
 
 CROWD_BELOW = 1000
@@ -178,9 +178,7 @@ def _check_ids(truth: PanopticTruth, ids: np.ndarray) -> None:
     known, counts = np.unique(truth.ids, return_counts=True)
     if (counts > 1).any():
         raise DataError(truth.name, f"its annotation lists segment {known[counts > 1][0]} twice")
-    flat = ids.ravel()
-    runs = flat[np.concatenate([[True], flat[1:] != flat[:-1]])]  # a hundred times fewer than pixels
-    unlisted = np.setdiff1d(runs, np.append(known, 0))
+    unlisted = np.setdiff1d(runs(ids)[0], np.append(known, 0))
     if len(unlisted):
         more = f" (and {len(unlisted) - 1} more such)" if len(unlisted) > 1 else ""
         raise DataError(truth.name, f"holds segment id {unlisted[0]}, which its annotation does not list{more}")

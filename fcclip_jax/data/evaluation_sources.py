@@ -20,11 +20,11 @@ from fcclip_jax.data.evaluation_record import (
     PanopticTruth,
     SemanticTruth,
 )
+from fcclip_jax.data.files import expect_folder, json_entries, read_file, read_json, refuse_if_absent, told
 from fcclip_jax.data.records import DataError
 from fcclip_jax.vocabulary import Vocabulary
 
 _UNKNOWN = -1
-_LOOK_FOR = 100  # files, at the start: one missing is a matter for its turn, all of them mean another folder
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class PanopticAnnotations:
     def __init__(self, annotations: Path, maps: Path, class_of: Mapping[int, int], layout: str = ""):
         self._json, self._maps, self._class_of = annotations, expect_folder(maps, layout), dict(class_of)
         content = read_json(annotations, layout)
-        entries, images = (_entries(annotations, content, key) for key in ("annotations", "images"))
+        entries, images = (json_entries(annotations, content, key) for key in ("annotations", "images"))
         check_categories(annotations, content, class_of)
         try:
             self._fill(entries, images)
@@ -172,8 +172,8 @@ class CocoInstances:
     def __init__(self, annotations: Path, class_of: Mapping[int, int], layout: str = ""):
         self._json, self._class_of = annotations, dict(class_of)
         content = read_json(annotations, layout)
-        entries = _entries(annotations, content, "annotations")
-        self.images = {image.get("id"): image for image in _entries(annotations, content, "images")}
+        entries = json_entries(annotations, content, "annotations")
+        self.images = {image.get("id"): image for image in json_entries(annotations, content, "images")}
         check_categories(annotations, content, class_of)
         by_image: dict[Any, list[dict]] = {id_: [] for id_ in self.images}
         for entry in entries:
@@ -222,7 +222,7 @@ def check_categories(path: Path, content: Mapping, class_of: Mapping[int, int]) 
     listed = content.get("categories")
     if not listed:
         return
-    ids = {entry.get("id") for entry in _entries(path, content, "categories")}
+    ids = {entry.get("id") for entry in json_entries(path, content, "categories")}
     missing, extra = sorted(set(class_of) - ids), sorted(ids - set(class_of), key=str)
     if not missing and not extra:
         return
@@ -241,49 +241,3 @@ def _some(ids: Sequence) -> str:
 def not_in(class_of: Mapping[int, int]) -> str:
     known = sorted(class_of)
     return f"which the vocabulary does not have (it has {len(known)} ids from {known[0]} to {known[-1]})"
-
-
-def told(layout: str) -> str:
-    return f"; {layout}" if layout else ""
-
-
-def expect_folder(path: Path, layout: str = "") -> Path:
-    """`path`. Raises DataError when it is no folder."""
-    if not path.is_dir():
-        raise DataError(path, f"no such folder{told(layout)}")
-    return path
-
-
-def refuse_if_absent(paths: Sequence[Path], layout: str = "") -> None:
-    """Raises DataError when not one of the first hundred files is there: another folder, then."""
-    if paths and not any(path.is_file() for path in paths[:_LOOK_FOR]):
-        raise DataError(paths[0], f"no such file{told(layout)}")
-
-
-def read_file(path: Path) -> bytes:
-    """Raises DataError for a file that is missing or cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(path, "no such file") from None
-    except OSError as error:
-        raise DataError(path, error.strerror or str(error)) from error
-
-
-def read_json(path: Path, layout: str = "") -> Any:
-    """Raises DataError for a file that is missing or no JSON."""
-    if not path.is_file():
-        raise DataError(path, f"no such file{told(layout)}")
-    try:
-        return json.loads(read_file(path))
-    except UnicodeDecodeError as error:
-        raise DataError(path, f"not JSON: {error}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(path, f"not JSON, or cut short: line {error.lineno}: {error.msg}") from None
-
-
-def _entries(path: Path, content: Any, key: str) -> list[dict]:
-    entries = content.get(key) if isinstance(content, Mapping) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(path, f"not an annotation file of COCO: it has no list `{key}`")
-    return entries

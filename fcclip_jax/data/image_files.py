@@ -10,7 +10,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -96,7 +95,7 @@ def upright_size(data: bytes, name: str | Path) -> tuple[int, int]:
         raise ImageError(name, _unreadable(Path(name)) if data else "the file is empty") from error
 
 
-def _read_rgb(path: Path, file: BinaryIO) -> UInt8[np.ndarray, "H W 3"]:
+def _read_rgb(path: Path, file: io.BufferedIOBase) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with _pillow_limit_raised(), contextlib.ExitStack() as files:
             return _to_rgb(_decode(path, file, files))
@@ -154,12 +153,12 @@ def _pillow_limit_raised() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit_before
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: io.BufferedIOBase) -> Image.Image:
     Image.init()
     return Image.open(file, formats=[name for name in _FORMATS.split() if name in Image.OPEN])
 
 
-def _decode(path: Path, file: BinaryIO, files: contextlib.ExitStack) -> Image.Image:
+def _decode(path: Path, file: io.BufferedIOBase, files: contextlib.ExitStack) -> Image.Image:
     """The upright image, its pixels loaded; what has to be closed after it goes to `files`."""
     try:
         image = files.enter_context(_open(file))

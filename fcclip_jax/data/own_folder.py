@@ -10,9 +10,9 @@ from fcclip_jax.data.evaluation_sources import (
     ImageFile,
     PanopticAnnotations,
     SemanticMaps,
-    expect_folder,
     label_table,
 )
+from fcclip_jax.data.files import expect_folder
 from fcclip_jax.data.records import DataError
 from fcclip_jax.data.sources import class_by_id
 from fcclip_jax.vocabulary import Vocabulary
