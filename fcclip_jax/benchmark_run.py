@@ -248,7 +248,9 @@ def load_segmenter(config: ConfigDict, checkpoint: Path) -> Segmenter:
         model.config = dataclasses.replace(card.config, alpha=alpha, beta=beta)
         card, (graphdef, state) = dataclasses.replace(card, config=model.config), nnx.split(model)
     min_size, max_size = sizes(config)
-    return Segmenter(card, graphdef, state, min_size=min_size, max_size=max_size)
+    # One device needs no mesh, and shares the compiled programs of `fcclip segment`.
+    devices = jax.local_devices() if jax.local_device_count() > 1 else None
+    return Segmenter(card, graphdef, state, min_size=min_size, max_size=max_size, devices=devices)
 
 
 def shares(config: ConfigDict, card: weights.ModelCard) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 from pycocotools import mask as coco_mask
 
-from fcclip_jax.data import transforms
+from fcclip_jax.data import buckets, transforms
 from fcclip_jax.data.evaluation_record import EvaluationRecord
 from fcclip_jax.results.instance import top_pairs
 from fcclip_jax.results.results import Results, compute_results, softmax
@@ -95,7 +95,7 @@ def with_true_masks(
     count = len(regions.classes)
     if count:
         network_size = transforms.target_size(*image.shape[:2], segmenter.min_size, segmenter.max_size)
-        padded = tuple(-(-edge // 32) * 32 for edge in network_size)
+        padded = buckets.extent(*network_size)
         filling = -count % _BUCKET
         fine, coarse = (
             np.pad(cells(regions, network_size, padded, stride), ((0, filling), (0, 0), (0, 0))) for stride in (4, 32)
@@ -158,11 +158,12 @@ def with_true_classes(
     """
     encoded = segmenter.encode(image)
     masks = encoded.predictions.masks[0]
+    rows, columns = (edge // 4 for edge in encoded.padded_size)
     log_probs = np.asarray(segmenter.class_log_probs(encoded, vocabulary))
     regions = true_regions(record, truths)
-    padded = (masks.shape[1] * 4, masks.shape[2] * 4)
-    found = (np.asarray(masks) > 0).reshape(len(masks), -1).astype(np.float32)
-    nearest, met = overlapping(found, cells(regions, encoded.network_size, padded, 4).reshape(len(regions.classes), -1))
+    found = (np.asarray(masks[:, :rows, :columns]) > 0).reshape(len(masks), -1).astype(np.float32)
+    true = cells(regions, encoded.network_size, encoded.padded_size, 4).reshape(len(regions.classes), -1)
+    nearest, met = overlapping(found, true)
     void = np.where(met, np.exp(log_probs[:, -1]), 1.0)
     probs = np.zeros(log_probs.shape, np.float32)
     probs[:, -1] = void
@@ -171,6 +172,7 @@ def with_true_classes(
         masks,
         np.log(probs + 1e-8),
         network_size=encoded.network_size,
+        padded_size=encoded.padded_size,
         output_size=image.shape[:2],
         names=vocabulary.names,
         isthing=vocabulary.isthing,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -177,7 +176,7 @@ def predict(
         for sample in samples:
             yield sample, with_true_classes(segmenter, sample.image, sample.record, vocabulary, truths, **options)
     else:
-        yield from _stream(segmenter, samples, vocabulary, config.batch_size or jax.local_device_count(), options)
+        yield from _stream(segmenter, samples, vocabulary, config.batch_size or segmenter.device_count, options)
 
 
 def _stream(segmenter, samples, vocabulary, batch_size: int, options: dict) -> Iterator[tuple[Sample, Found]]:
@@ -195,15 +194,17 @@ def _stream(segmenter, samples, vocabulary, batch_size: int, options: dict) -> I
 def segment_augmented(segmenter: Segmenter, image: np.ndarray, vocabulary: Vocabulary, augment: ConfigDict) -> Results:
     """The semantic map from several sizes of one photo, each also mirrored where `augment.flip` is set. As in the
     reference, the sizes are made from the photo as the network usually sees it, not from the photo itself."""
-    usual = transforms.resize_shortest_edge(image, segmenter.min_size, segmenter.max_size)
-    sizes = [transforms.resize_shortest_edge(usual, size, augment.max_size) for size in augment.min_sizes] or [usual]
+    own = (segmenter.min_size, segmenter.max_size)
+    usual = transforms.resize_shortest_edge(image, *own)
     views = []
-    for resized in sizes:
+    for sizes in [(size, augment.max_size) for size in augment.min_sizes] or [own]:
+        resized = transforms.resize_shortest_edge(usual, *sizes) if augment.min_sizes else usual
         for mirrored in (False, True) if augment.flip else (False,):
             seen = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
-            encoded = segmenter.encode_resized(image, seen)
+            encoded = segmenter.encode_view(image, seen, *sizes)
             log_probs = np.asarray(segmenter.class_log_probs(encoded, vocabulary))
-            views.append(View(encoded.predictions.masks[0], log_probs, encoded.network_size, mirrored))
+            masks = encoded.predictions.masks[0]
+            views.append(View(masks, log_probs, encoded.network_size, encoded.padded_size, mirrored))
     return Results(semantic=augmented_semantic(views, image.shape[:2]))
 
 

@@ -12,17 +12,19 @@ from jaxtyping import Array, Float, Integer
 
 from fcclip_jax.results.pixels import MaskSampler, best_class, run_length
 from fcclip_jax.results.results import softmax
-from fcclip_jax.results.upsample import Upsampling, to_image
+from fcclip_jax.results.upsample import STRIDE, Upsampling, to_image
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
     """What the network says of one view: `masks` `[Q,h,w]` logits, `class_log_probs` `[Q,K+1]`, void last,
-    `network_size` `(height, width)` without padding, `mirrored`: left and right are exchanged."""
+    `network_size` and `padded_size` `(height, width)` without and with padding, `mirrored`: left and right are
+    exchanged. The masks may be stored in the corner of larger ones."""
 
     masks: Float[Array, "Q h w"]
     class_log_probs: Float[np.ndarray, "Q K1"]
     network_size: tuple[int, int]
+    padded_size: tuple[int, int]
     mirrored: bool = False
 
 
@@ -41,7 +43,8 @@ def augmented_semantic(views: Sequence[View], output_size: tuple[int, int]) -> I
     queries, classes = views[0].class_log_probs.shape[0], views[0].class_log_probs.shape[1] - 1
     length = run_length(max(queries, classes))
     for view in views:
-        upsampling = Upsampling(view.masks.shape[1:], view.network_size, output_size)
+        cells = tuple(size // STRIDE for size in view.padded_size)
+        upsampling = Upsampling(cells, view.network_size, output_size, row_length=view.masks.shape[2])
         upsampling = upsampling.mirrored() if view.mirrored else upsampling
         samplers.append(MaskSampler(view.masks, np.arange(queries), upsampling))
         walks.append(upsampling.runs(length))

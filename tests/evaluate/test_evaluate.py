@@ -27,7 +27,7 @@ def test_score_gives_the_same_figures_of_the_predictions(evaluated, data, tmp_pa
         "instance": ("--truth", data / "instances.json", "--predictions", predictions / "instances.json"),
         "semantic": (
             *("--truth", data / "semantic", "--predictions", predictions / "semantic"),
-            *("--classes", 5, "--truth_ids", data / "labels.txt", "--predictions_ids", data / "labels.txt"),
+            *("--classes", 6, "--truth_ids", data / "labels.txt", "--predictions_ids", data / "labels.txt"),
         ),
     }
     for kind, options in runs.items():
@@ -44,7 +44,7 @@ def test_the_report_names_the_images_and_classes(evaluated):
     text = (evaluated / "report.md").read_text(encoding="utf-8")
     assert "| percent | PQ | AP | mIoU |" in text
     assert f"- {len(SIZES)} images" in text and "no row for convnext_tiny_test" in text
-    assert "wall" in text and "## Lowest images" in text
+    assert "clock" in text and "## Lowest images" in text
 
 
 def test_pictures_of_the_worst_images(evaluated):
@@ -107,9 +107,9 @@ def test_what_cannot_be_used_is_told_in_one_line(data, tiny_model, tmp_path, cap
 
 
 def test_a_vocabulary_of_another_size_is_refused_before_the_first_image(data, tiny_model, tmp_path, capsys):
-    (tmp_path / "labels.txt").write_text("3:cup\n5:saucer\n6:table [stuff]\n", encoding="utf-8")
+    (tmp_path / "labels.txt").write_text("3:shelf\n5:sky [stuff]\n6:sand [stuff]\n", encoding="utf-8")
     assert evaluate(data, tiny_model, tmp_path / "out", "--labels", str(tmp_path / "labels.txt")) == 2
-    assert "has 5 categories where the vocabulary has 3" in capsys.readouterr().err
+    assert "has 6 categories where the vocabulary has 3" in capsys.readouterr().err
     assert not (tmp_path / "out" / "records").exists()
 
 

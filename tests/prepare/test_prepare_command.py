@@ -72,9 +72,7 @@ def test_ade20k(tmp_path, prepare):
     base = tmp_path / "ADEChallengeData2016"
     expected = layouts.ade_semantic_file().astype(int) - 1
     expected[expected < 0] = 255
-    np.testing.assert_array_equal(
-        labels(base / "annotations_detectron2/validation/ADE_val_00000001.png"), expected
-    )
+    np.testing.assert_array_equal(labels(base / "annotations_detectron2/validation/ADE_val_00000001.png"), expected)
     source = open_benchmark("ade20k_150", tmp_path)
     assert source.ids() == ["ADE_val_00000001", "ADE_val_00000002"]
     record = source[0]
