@@ -158,8 +158,9 @@ class TfdsPanopticSource:
         if self._data is None:
             import tensorflow_datasets as tfds
 
-            raw = {"image": tfds.decode.SkipDecoding(), "panoptic_image": tfds.decode.SkipDecoding()}
             builder = self._builder()
+            images = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
+            raw = {key: tfds.decode.SkipDecoding() for key in images}
             try:
                 self._data = builder.as_data_source(self._split, decoders=raw)
             except (ValueError, KeyError, NotImplementedError) as error:

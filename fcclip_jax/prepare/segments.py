@@ -22,7 +22,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     except UnidentifiedImageError:
         raise DataError(path, "no image, or damaged at its start") from None
     except OSError as error:
-        raise DataError(path, error.strerror or str(error)) from error
+        raise DataError(path, error.strerror or f"damaged or cut short ({error})") from error
 
 
 def stored_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
