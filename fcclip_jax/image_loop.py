@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fcclip_jax.data import transforms
-from fcclip_jax.data.evaluation_record import EvaluationRecord
+from fcclip_jax.data.evaluation_loader import EvaluationImage, EvaluationLoader, make_evaluation_loader
 from fcclip_jax.data.evaluation_sources import EvaluationSource
 from fcclip_jax.data.records import DataError
 from fcclip_jax.evaluation.evaluator import Evaluator, Found
@@ -31,15 +32,6 @@ log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 20.0
 _SYNC_SECONDS = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One image, read and decoded. `index`: its place in the source."""
-
-    index: int
-    record: EvaluationRecord
-    image: np.ndarray
 
 
 class Counting:
@@ -62,7 +54,7 @@ class Counting:
         self._rank = np.empty(len(ids), np.int64)
         self._rank[sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))] = np.arange(len(ids))
 
-    def count(self, sample: Sample, found: Found) -> None:
+    def count(self, sample: EvaluationImage, found: Found) -> None:
         """Raises DataError where the truth cannot be used, unless bad images are passed over."""
         try:
             counted = self._evaluator.count(sample.index, int(self._rank[sample.index]), sample.record, found)
@@ -105,11 +97,14 @@ def evaluate_images(
     Raises:
         DataError: an image cannot be used, and `config.skip_bad` is not set.
     """
-    progress = _Progress(len(indices))
-    with progress, ThreadPoolExecutor(config.workers) as counters, ThreadPoolExecutor(config.workers) as readers:
+    sizes = {"min_size": segmenter.min_size, "max_size": segmenter.max_size}
+    loader = make_evaluation_loader(
+        source, indices=indices, threads=config.workers, buffered=2 * config.workers, skip_bad=True, **sizes
+    )
+    progress, running = _Progress(len(indices)), collections.deque[Future]()
+    with progress, loader, ThreadPoolExecutor(config.workers) as counters:
         try:
-            samples = _read_ahead(source, indices, readers, config.workers, counting, progress)
-            running: collections.deque[Future] = collections.deque()
+            samples = _good(loader, counting, progress)
             for sample, found in predict(segmenter, samples, source.vocabulary, source.truths, config, tasks):
                 running.append(counters.submit(counting.count, sample, found))
                 while running and (running[0].done() or len(running) > 2 * config.workers):
@@ -119,46 +114,26 @@ def evaluate_images(
                 future.result()
         finally:
             counters.shutdown(cancel_futures=True)
-            readers.shutdown(cancel_futures=True)
 
 
-def _read_ahead(
-    source: EvaluationSource,
-    indices: Sequence[int],
-    readers: ThreadPoolExecutor,
-    threads: int,
-    counting: Counting,
-    progress: "_Progress",
-) -> Iterator[Sample]:
-    """The images in their order; bad ones are noted and left out."""
-
-    def read(index: int) -> Sample:
-        record = source[index]
-        return Sample(index, record, record.decode_image())
-
-    waiting = collections.deque()
-    ahead = iter(indices)
-    while True:
-        while len(waiting) < 2 * threads and (index := next(ahead, None)) is not None:
-            waiting.append((index, readers.submit(read, index)))
-        if not waiting:
-            return
-        index, future = waiting.popleft()
-        try:
-            yield future.result()
-        except DataError as error:
-            counting.skip(index, error)
+def _good(loader: EvaluationLoader, counting: Counting, progress: "_Progress") -> Iterator[EvaluationImage]:
+    """The images of a loader; bad ones are noted and left out."""
+    for item in loader:
+        if item.error is None:
+            yield item
+        else:
+            counting.skip(item.index, item.error)
             progress.step()
 
 
 def predict(
     segmenter: Segmenter,
-    samples: Iterator[Sample],
+    samples: Iterator[EvaluationImage],
     vocabulary: Vocabulary,
     truths: Collection[str],
     config: ConfigDict,
     tasks: Sequence[str],
-) -> Iterator[tuple[Sample, Found]]:
+) -> Iterator[tuple[EvaluationImage, Found]]:
     """What the model finds in each image, in one of the ways that the configuration knows."""
     options = {
         "tasks": tasks,
@@ -179,15 +154,15 @@ def predict(
         yield from _stream(segmenter, samples, vocabulary, config.batch_size or segmenter.device_count, options)
 
 
-def _stream(segmenter, samples, vocabulary, batch_size: int, options: dict) -> Iterator[tuple[Sample, Found]]:
-    waiting: dict[int, Sample] = {}
+def _stream(segmenter, samples, vocabulary, batch_size: int, options: dict) -> Iterator[tuple[EvaluationImage, Found]]:
+    waiting: dict[int, EvaluationImage] = {}
 
-    def images() -> Iterator[np.ndarray]:
+    def prepared() -> Iterator[Any]:
         for place, sample in enumerate(samples):
-            waiting[place] = sample
-            yield sample.image
+            waiting[place] = dataclasses.replace(sample, padded=None)
+            yield segmenter.prepared(sample.image, sample.padded, sample.size)
 
-    for place, result in segmenter.stream(images(), vocabulary, batch_size=batch_size, **options):
+    for place, result in segmenter.stream(prepared(), vocabulary, batch_size=batch_size, **options):
         yield waiting.pop(place), result
 
 

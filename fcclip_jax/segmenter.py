@@ -286,7 +286,7 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+        images: "Iterable[UInt8[np.ndarray, '_ _ 3'] | _Input]",
         vocabulary: VocabularyLike,
         *,
         stuff: str | Iterable[str] | None = None,
@@ -300,6 +300,7 @@ class Segmenter:
         `batch_size` above 1 the results are not in order.
 
         Args:
+            images: photos, or what `prepared` makes of one.
             batch_size: photos at a time, of all devices together. A batch that cannot be filled is filled up with
                 copies, so that there is one program to compile for each shape.
             options: `tasks`, `overlap_threshold` and `object_threshold`, as in a call of the segmenter.
@@ -325,12 +326,14 @@ class Segmenter:
                 yield finished.pop(0)
         yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
-    def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:
+    def _batches(
+        self, images: "Iterable[np.ndarray | _Input]", batch_size: int
+    ) -> Iterator[list[tuple[int, "_Input"]]]:
         """Photos of one stored shape, with their places among `images`; up to `batch_size` of them."""
         waiting: dict[tuple[int, ...], list[tuple[int, _Input]]] = {}
         size = 0
         for index, image in enumerate(images):
-            prepared = self._preprocess(image)
+            prepared = image if isinstance(image, _Input) else self._preprocess(image)
             group = waiting.setdefault(prepared.stored.shape, [])
             group.append((index, prepared))
             size += prepared.nbytes
@@ -376,6 +379,13 @@ class Segmenter:
 
     def _preprocess(self, image: np.ndarray) -> "_Input":
         return self._stored(image, self._resize(image), self.min_size, self.max_size)
+
+    def prepared(
+        self, image: UInt8[np.ndarray, "H W 3"], padded: Float[np.ndarray, "_ _ 3"], size: tuple[int, int]
+    ) -> "_Input":
+        """A photo that others have resized, normalised and padded (data/evaluation_loader.py), for `stream`."""
+        shape = buckets.bucket(*size, self.min_size, self.max_size)
+        return _Input(image, buckets.fill(padded, shape), size, buckets.extent(*size))
 
     def _stored(self, image: np.ndarray, resized: np.ndarray, min_size: int, max_size: int) -> "_Input":
         size = resized.shape[:2]
