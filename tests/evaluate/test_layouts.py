@@ -106,10 +106,12 @@ def test_from_the_download_to_the_report(name, tiny_model, tmp_path):
     found = _evaluate(name, tmp_path, tiny_model, output, "--predictions", "--config.ground_truth=classes")
     scored = _score(name, tmp_path, output / "predictions", tmp_path)
     assert set(scored) == BENCHMARKS[name].truths
+    # The JSON of this layout calls all classes things, which the label list knows better.
+    apart = ("_th", "_st") if name == "mapillary_vistas" else ()
     for task, figures in scored.items():
         assert found["images"] == figures["images"]
         for figure, value in figures.items():
-            if figure not in ("images", "skipped", "per_class"):
+            if figure not in ("images", "skipped", "per_class") and not figure.endswith(apart):
                 assert found[task][figure] == value, (task, figure)
     # Some pixels lie under a mask, which has their class.
     assert found["semantic"]["mIoU"] > 0
@@ -123,7 +125,7 @@ def test_cityscapes_semantic_maps_hold_the_label_ids(tiny_model, tmp_path):
     layouts.write_cityscapes(tmp_path)
     assert cli.main(["prepare", "cityscapes", "--root", str(tmp_path), "--workers", "1"]) == 0
     output = tmp_path / "output"
-    options = ("--predictions", "--config.tasks=semantic", "--config.ground_truth=masks")
+    options = ("--predictions", "--config.tasks=semantic", "--config.ground_truth=classes")
     found = _evaluate("cityscapes", tmp_path, tiny_model, output, *options)
     options = ("--truth_suffix", "_gtFine_labelIds.png", "--truth_ids", "cityscapes_19")
     options += ("--predictions_ids", "cityscapes_19", "--classes", 19, "--output", tmp_path / "score.json")
