@@ -21,7 +21,7 @@ class View:
     `network_size` and `padded_size` `(height, width)` without and with padding, `mirrored`: left and right are
     exchanged. The masks may be stored in the corner of larger ones."""
 
-    masks: Float[Array, "Q h w"]
+    masks: Float[Array, "Q h w"] | Float[np.ndarray, "Q h w"]
     class_log_probs: Float[np.ndarray, "Q K1"]
     network_size: tuple[int, int]
     padded_size: tuple[int, int]
@@ -46,7 +46,7 @@ def augmented_semantic(views: Sequence[View], output_size: tuple[int, int]) -> I
         cells = tuple(size // STRIDE for size in view.padded_size)
         upsampling = Upsampling(cells, view.network_size, output_size, row_length=view.masks.shape[2])
         upsampling = upsampling.mirrored() if view.mirrored else upsampling
-        samplers.append(MaskSampler(view.masks, np.arange(queries), upsampling))
+        samplers.append(MaskSampler(jnp.asarray(view.masks), np.arange(queries), upsampling))
         walks.append(upsampling.runs(length))
         class_probs.append(softmax(np.asarray(view.class_log_probs, np.float32))[:, :-1])
     found = np.empty(output_size[0] * output_size[1], np.uint8 if classes <= 255 else np.uint16)
