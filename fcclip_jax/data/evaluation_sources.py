@@ -6,7 +6,7 @@ from the annotations when it is made, and reads the files of an image only in `s
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -108,13 +108,13 @@ class PanopticAnnotations:
         self._json, self._maps, self._class_of = annotations, expect_folder(maps, layout), dict(class_of)
         content = read_json(annotations, layout)
         entries, images = (json_entries(annotations, content, key) for key in ("annotations", "images"))
-        check_categories(annotations, content, class_of)
         try:
             self._fill(entries, images)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(annotations, f"not a COCO panoptic file: {type(error).__name__} {error}") from error
+        check_categories(annotations, content, class_of, np.unique(self._categories).tolist())
         refuse_if_absent([maps / name for name in self.map_names], layout)
 
     def _fill(self, entries: Sequence[dict], images: Sequence[dict]) -> None:
@@ -174,7 +174,7 @@ class CocoInstances:
         content = read_json(annotations, layout)
         entries = json_entries(annotations, content, "annotations")
         self.images = {image.get("id"): image for image in json_entries(annotations, content, "images")}
-        check_categories(annotations, content, class_of)
+        check_categories(annotations, content, class_of, [entry.get("category_id") for entry in entries])
         by_image: dict[Any, list[dict]] = {id_: [] for id_ in self.images}
         for entry in entries:
             if entry.get("image_id") not in by_image:
@@ -217,13 +217,13 @@ def label_table(values: Mapping[int, int], ignored: int, vocabulary: Vocabulary)
     return table
 
 
-def check_categories(path: Path, content: Mapping, class_of: Mapping[int, int]) -> None:
-    """Refuses an annotation file whose categories are not the ids of `class_of`; one that lists none passes."""
-    listed = content.get("categories")
-    if not listed:
+def check_categories(path: Path, content: Mapping, class_of: Mapping[int, int], used: Iterable[int]) -> None:
+    """Refuses an annotation file that lists other categories than the ids of `class_of`. One that lists none passes,
+    and so does a category more that nothing is annotated with (`used`: ids that something is)."""
+    if not content.get("categories"):
         return
     ids = {entry.get("id") for entry in json_entries(path, content, "categories")}
-    missing, extra = sorted(set(class_of) - ids), sorted(ids - set(class_of), key=str)
+    missing, extra = sorted(set(class_of) - ids), sorted((ids - set(class_of)) & set(used))
     if not missing and not extra:
         return
     parts = [f"{'has' if ids_ is extra else 'lacks'} {_some(ids_)}" for ids_ in (extra, missing) if ids_]

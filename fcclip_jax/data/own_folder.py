@@ -65,7 +65,10 @@ def open_folder(
     if pan is not None:
         files = _named(folder, list(zip(pan.image_ids, pan.image_names, strict=True)))
     elif inst is not None:
-        files = _named(folder, [(id_, str(image.get("file_name"))) for id_, image in inst.images.items()])
+        nameless = [id_ for id_, image in inst.images.items() if not isinstance(image.get("file_name"), str)]
+        if nameless:
+            raise DataError(instances, f"image {nameless[0]} has no file_name")
+        files = _named(folder, [(id_, image["file_name"]) for id_, image in inst.images.items()])
     else:
         files = _matched(folder, expect_folder(Path(semantic), LAYOUT))
     if semantic is not None:
