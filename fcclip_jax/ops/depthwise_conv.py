@@ -1,6 +1,5 @@
 """Depthwise convolution, stride 1, zero padding, by the formulation that the platform runs fastest."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
