@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fcclip_jax import plan_command, score_files, supervise_command, train_command
+from fcclip_jax import evaluate_command, plan_command, prepare_command, score_files, supervise_command, train_command
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     train_command.add_arguments(commands)
     supervise_command.add_arguments(commands)
     plan_command.add_arguments(commands)
+    evaluate_command.add_arguments(commands)
     score_files.add_arguments(commands)
+    prepare_command.add_arguments(commands)
     return parser
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fcclip_jax.override_flags import accept_overrides
+from fcclip_jax import run_options
 
 _DESCRIPTION = (
     "Compiles the training step of a configuration for so many simulated devices, and says what each device would "
@@ -31,7 +31,6 @@ def add_arguments(commands) -> None:
     plan = commands.add_parser(
         "plan", help="memory, communication and time of a run elsewhere", description=_DESCRIPTION, allow_abbrev=False
     )
-    plan.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/tiny.py")
     plan.add_argument("--devices", required=True, metavar="CHIP-N", help="such as v5e-256, v5p-64 or h100-16")
     plan.add_argument(
         "--images_per_device", type=int, metavar="N", help="sets batch_size (default: the configuration's batch_size)"
@@ -44,8 +43,7 @@ def add_arguments(commands) -> None:
         help="of the peak FLOP/s that the products reach, an assumption (%(default)s)",
     )
     plan.add_argument("--json", metavar="FILE", help="writes the figures there, too")
-    plan.add_argument("--config.KEY", metavar="VALUE", dest="unused", help="overrides one key; any number of these")
-    accept_overrides(plan)
+    run_options.add_config_arguments(plan)
     plan.set_defaults(run=run)
 
 

@@ -60,6 +60,8 @@ class Goodput:
         """The run goes on after `step`: what earlier attempts did beyond it is lost."""
         self._attempt["first_step"] = self._attempt["last_step"] = step
         for attempt in reversed(self._attempts):
+            if attempt["last_step"] <= step:
+                break
             useful = attempt["seconds"]["step"] + attempt["seconds"]["data"]
             kept = [seconds for saved, seconds in attempt["saves"] if saved == step]
             if kept or attempt["first_step"] <= step:
