@@ -165,7 +165,7 @@ install_project() {
   on_workers all "mkdir -p $folder/source"
   run gcloud compute tpus tpu-vm scp "$aside/fcclip.tar.gz" "$name:$folder/fcclip.tar.gz" "${where[@]}" --worker=all
   on_workers all "cd $folder && tar -xzf fcclip.tar.gz -C source && { test -x venv/bin/pip || python3 -m venv venv; } &&\
- venv/bin/pip install --quiet 'source[tpu,train]'"
+ venv/bin/pip install --quiet 'source[gcs,tpu,train]'"
 }
 
 start_run() {
