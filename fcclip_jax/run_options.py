@@ -129,7 +129,7 @@ def run_together(
         if lifeline.explain() is None:
             raise
     finally:
-        if code == _FAILED not in common and lifeline.explain() is not None:
+        if code == _FAILED and code not in common and lifeline.explain() is not None:
             code = distributed.EXIT_LOST  # a collective or a save that failed because somebody is gone
         lifeline.leave(0 if code in common else code)
         if code not in common:
