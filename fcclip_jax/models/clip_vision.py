@@ -6,10 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from fcclip_jax.models.layers import PatchConv, layer_norm
+from fcclip_jax.models.layers import PatchConv, gelu, layer_norm
 from fcclip_jax.ops.depthwise_conv import depthwise_conv
+from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.structures import Features
 
 
@@ -48,9 +49,10 @@ class Block(nnx.Module):
         self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.gamma = nnx.Param(jnp.full(width, 1e-6))
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B H W"] | None = None) -> Array:
+        x = zero_outside(x, inside)
         y = self.fc1(self.norm(self.depthwise(x)))
-        y = self.fc2(jax.nn.gelu(y, approximate=False))
+        y = self.fc2(gelu(y))
         return x + y * self.gamma[...].astype(y.dtype)
 
 
@@ -65,12 +67,13 @@ class Stage(nnx.Module):
             self.downsample_norm = self.downsample = None
         self.blocks = nnx.List(Block(width, eps=eps, dtype=dtype, rngs=rngs) for _ in range(depth))
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B h w"] | None = None) -> Array:
+        """To `[B,h,w,D]`; `inside`: which cells of that are the images' own, zeros elsewhere."""
         if self.downsample is not None:
             x = self.downsample(self.downsample_norm(x))
         for block in self.blocks:
-            x = block(x)
-        return x
+            x = block(x, inside)
+        return zero_outside(x, inside)
 
 
 class ClipVision(nnx.Module):
@@ -93,12 +96,18 @@ class ClipVision(nnx.Module):
             self.head_fc1 = self.head_fc2 = None
             self.head_linear = nnx.Linear(widths[-1], embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Features:
-        """Normalised images, H and W multiples of 32, to the outputs of stem and stages."""
+    def __call__(self, images: Float[Array, "B H W 3"], extent: Int[Array, "B 2"] | None = None) -> Features:
+        """Normalised images, H and W multiples of 32, to the outputs of stem and stages.
+
+        `extent`: `(height, width)` of each image, multiples of 32; see ops/extent.py. What is stored beyond it does not
+        matter, and the maps are zero there (the stem excepted).
+        """
         stem = x = self.stem_norm(self.stem(images))
         maps = []
-        for stage in self.stages:
-            x = stage(x)
+        for i, stage in enumerate(self.stages):
+            stride = 4 * 2**i
+            shape = (images.shape[1] // stride, images.shape[2] // stride)
+            x = stage(x, None if extent is None else cells_inside(extent, shape, stride))
             maps.append(x)
         return Features(stem, *maps)
 
@@ -107,7 +116,7 @@ class ClipVision(nnx.Module):
         x = self.head_norm(pooled)
         if self.head_linear is not None:
             return self.head_linear(x)
-        return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False))
+        return self.head_fc2(gelu(self.head_fc1(x)))
 
     def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
         """CLIP's own image embedding, of the whole image, not normalised."""

@@ -17,6 +17,7 @@ from fcclip_jax.models.clip_vision import ClipVision, VisionConfig
 from fcclip_jax.models.mask_classifier import Classification, class_logits, geometric_ensemble
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from fcclip_jax.models.transformer_decoder import DecoderOutput, TransformerDecoder, TransformerDecoderConfig
+from fcclip_jax.ops.extent import cells_inside
 from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, MaskPredictions, PixelDecoderOutput
@@ -136,16 +137,22 @@ class FCCLIP(nnx.Module):
         )
         self.void_embedding = nnx.Param(jax.random.normal(rngs.params(), (1, config.embed_dim)))
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Forward:
-        """Normalised images; H and W must be multiples of 32."""
+    def __call__(self, images: Float[Array, "B H W 3"], extent: Int[Array, "B 2"] | None = None) -> Forward:
+        """Normalised images; H and W must be multiples of 32.
+
+        With `extent`, `(height, width)` of each image, multiples of 32, images of several sizes share a batch, each in
+        its top left corner, and each gets what it would get alone (ops/extent.py). Beyond it, what is returned of maps
+        and masks does not matter. Without, all of H x W is image, as in the reference.
+        """
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]}: both must be multiples of 32")
-        features = self.clip.visual(images)
-        pixels = self.pixel_decoder(features)
-        decoder = self.transformer_decoder(pixels)
+        features = self.clip.visual(images, extent)
+        pixels = self.pixel_decoder(features, extent)
+        decoder = self.transformer_decoder(pixels, extent)
         masks = decoder.masks[-1]
         dense = features.res5
-        pooled, valid = mask_pooling(dense, resize_bilinear(masks, *dense.shape[1:3]))
+        within = None if extent is None else cells_inside(extent, dense.shape[1:3], 32)
+        pooled, valid = mask_pooling(dense, resize_bilinear(masks, *dense.shape[1:3]), within)
         predictions = MaskPredictions(
             masks=masks,
             class_embed=decoder.class_embeds[-1],
@@ -153,6 +160,30 @@ class FCCLIP(nnx.Module):
             valid=valid,
         )
         return Forward(features, pixels, decoder, pooled, predictions)
+
+    def describe(
+        self,
+        images: Float[Array, "B H W 3"],
+        extent: Int[Array, "B 2"],
+        masks: Bool[Array, "B N h w"],
+        dense_masks: Bool[Array, "B N h2 w2"],
+    ) -> MaskPredictions:
+        """Embeddings of given masks, at stride 4 and at that of the dense map: pooled CLIP features for the
+        out-vocabulary classifier; for the in-vocabulary one those of the query whose mask overlaps most (IoU)."""
+        out = self(images, extent)
+        inside = cells_inside(extent, masks.shape[2:], 4)[:, None]
+        given, found = (x.astype(jnp.float32) for x in (masks & inside, (out.predictions.masks > 0) & inside))
+        shared = jnp.einsum("bnhw,bqhw->bnq", given, found)
+        union = given.sum((2, 3))[:, :, None] + found.sum((2, 3))[:, None] - shared
+        nearest = jnp.argmax(shared / jnp.maximum(union, 1.0), axis=2)
+        signs = jnp.where(dense_masks, 1.0, -1.0)
+        pooled, valid = mask_pooling(out.features.res5, signs)
+        return MaskPredictions(
+            masks=jnp.where(masks, 1.0, -1.0),
+            class_embed=jnp.take_along_axis(out.predictions.class_embed, nearest[:, :, None], axis=1),
+            clip_embed=self.clip.visual.project(pooled).astype(jnp.float32),
+            valid=valid,
+        )
 
     def in_vocabulary_logits(
         self,

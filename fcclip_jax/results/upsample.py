@@ -4,6 +4,7 @@ The reference resizes the masks to the padded network input, cuts off the paddin
 photo. Both steps are linear and separable, so together they are one small stencil per pixel.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -75,20 +76,33 @@ class Upsampling:
         mask_size: (h, w), at STRIDE of the padded network input.
         network_size: (height, width) of the network input without padding.
         output_size: (H, W) of the photo.
+        row_length: of the masks as they are stored, where that is more than w.
 
     Raises:
         ValueError: sizes that do not fit together.
     """
 
-    def __init__(self, mask_size: tuple[int, int], network_size: tuple[int, int], output_size: tuple[int, int]):
+    def __init__(
+        self,
+        mask_size: tuple[int, int],
+        network_size: tuple[int, int],
+        output_size: tuple[int, int],
+        row_length: int | None = None,
+    ):
         self.output_size = output_size
         self.pixels = output_size[0] * output_size[1]
         self._start_y, self._weights_y = axis_stencil(mask_size[0], network_size[0], output_size[0])
         self._start_x, self._weights_x = axis_stencil(mask_size[1], network_size[1], output_size[1])
-        self._row = mask_size[1]
+        self._row = mask_size[1] if row_length is None else row_length
         rows, columns = np.arange(self._weights_y.shape[1]), np.arange(self._weights_x.shape[1])
         self.offsets = (rows[:, None] * self._row + columns).astype(np.int32)
         """`[ty,tx]`: the stencil's cells, counted from its first."""
+
+    def mirrored(self) -> "Upsampling":
+        """The same for masks of the photo's mirror image, left and right exchanged: pixels stay those of the photo."""
+        other = copy.copy(self)
+        other._start_x, other._weights_x = self._start_x[::-1], self._weights_x[::-1]
+        return other
 
     def runs(self, length: int) -> Iterator[PixelRun]:
         """Every pixel once, in runs of `length`."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcclip_jax import cli, train_command
+from fcclip_jax import cli, run_options, train_command
 from fcclip_jax.data.drawn import draw_dataset
 from tests.own_process import finish, shared_folder
 from tests.training.train_process import SMALLEST, metrics, start_training
@@ -15,7 +15,7 @@ from tests.training.train_process import SMALLEST, metrics, start_training
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """Runs `fcclip train` with overrides in this process; the line that it ends with."""
-    monkeypatch.setattr(train_command, "_set_up_logging", lambda: None)
+    monkeypatch.setattr(run_options, "set_up_logging", lambda: None)
 
     def call(*overrides, workdir=None, code=2) -> str:
         arguments = ["train", "--config", str(SMALLEST), "--workdir", str(workdir or tmp_path / "run")]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 
 from fcclip_jax.training.trainer import EXIT_PREEMPTED
 from tests.own_process import finish, shared_folder
@@ -174,3 +175,27 @@ def test_other_meshes(whole, cache, tmp_path):
         for name, value in expected.items():
             # Sums over devices come in another order, and forty steps carry that on.
             assert abs(line[name] - value) <= 1e-5 * max(abs(value), 1), (line["step"], name)
+
+
+@pytest.mark.slow
+def test_frozen_towers_stay_and_may_be_moved(whole, cache, tmp_path):
+    """Bit for bit what they were, in what a run exports; a run knows them by what they are, not by where."""
+    towers, moved = tmp_path / "towers", tmp_path / "moved"
+    shutil.copytree(whole / "model", towers)
+    resume(tmp_path / "run", cache, "steps=2", f"model.towers={towers}")
+    towers.rename(moved)
+    said = resume(tmp_path / "run", cache, "steps=4", f"model.towers={moved}")
+    assert "resumed at step 2" in said
+    found, expected = (
+        safetensors.numpy.load_file(p / "model.safetensors") for p in (tmp_path / "run" / "model", moved)
+    )
+    frozen = [name for name in expected if name.startswith("clip.")]
+    assert len(frozen) > 50 and found.keys() == expected.keys()
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in frozen)
+    assert any(found[name].tobytes() != expected[name].tobytes() for name in expected.keys() - set(frozen))
+    # The same names and shapes, one number of them another.
+    expected[frozen[0]].flat[0] += 1
+    safetensors.numpy.save_file(expected, moved / "model.safetensors")
+    process, log = start_training(tmp_path / "run", cache, *OVERRIDES, f"model.towers={moved}")
+    said = finish(process, log, code=2)
+    assert "is the work folder of another run: model.towers holds other weights" in said.splitlines()[-1]
