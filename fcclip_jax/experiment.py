@@ -70,6 +70,8 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
 
 def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file: give a folder, which need not exist yet")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)

@@ -60,7 +60,7 @@ def test_a_start_from_another_model(refused, tiny_model):
 
 def test_a_work_folder_that_is_a_file(refused, tmp_path):
     (tmp_path / "run").write_text("mine")
-    refused(workdir=tmp_path / "run")
+    assert refused() == f"--workdir {tmp_path / 'run'} is a file: give a folder, which need not exist yet"
     assert (tmp_path / "run").read_text() == "mine"
 
 
