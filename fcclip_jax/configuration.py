@@ -10,7 +10,7 @@ import hashlib
 import json
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,18 @@ def base_config() -> ConfigDict:
     return config
 
 
-def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    base: Callable[[], ConfigDict] = base_config,
+    check: Callable[[ConfigDict], None] | None = None,
+) -> ConfigDict:
     """Runs the configuration file and applies `key.path=value` overrides.
+
+    Args:
+        base: makes the configuration with all keys that there are.
+        check: raises ConfigError for a value out of its range; None: the check of a training's.
 
     Raises:
         ConfigError: no such file, an error in it, no `get_config`, an unknown key (the nearest is named), a value of
@@ -127,13 +137,13 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
     config = _run_file(path)
-    known = _keys(base_config())
+    known = _keys(base())
     for key in _keys(config):
         if key not in known:
             raise ConfigError(f"{path}: {_unknown(key, known)}")
     for key, value in overrides:
         _override(config, key, value)
-    _check(config)
+    (check or _check)(config)
     config.lock()
     return config
 

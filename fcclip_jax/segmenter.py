@@ -228,10 +228,9 @@ class Segmenter:
     ) -> Result:
         """Names the masks of an encoded image with a vocabulary; arguments as in a call of the segmenter."""
         words = Vocabulary.parse(vocabulary, stuff)
-        log_probs = self._model.classify(encoded.predictions, *self._text_arguments(words)).class_log_probs
         found = compute_results(
             encoded.predictions.masks[0],
-            log_probs[0],
+            self.class_log_probs(encoded, words),
             network_size=encoded.network_size,
             padded_size=encoded.padded_size,
             output_size=encoded.image.shape[:2],
@@ -247,6 +246,38 @@ class Segmenter:
             panoptic.segments = found.segments
         return Result(encoded.image, words, panoptic, found.segments, found.semantic, found.instances)
 
+    def class_log_probs(self, encoded: EncodedImage, vocabulary: VocabularyLike) -> Float[jax.Array, "Q K1"]:
+        """The logarithm of each mask's class probabilities, void last: what `name` makes its results from."""
+        text = self._text_arguments(Vocabulary.parse(vocabulary))
+        return self._model.classify(encoded.predictions, *text).class_log_probs[0]
+
+    def encode_view(
+        self, image: UInt8[np.ndarray, "H W 3"], view: UInt8[np.ndarray, "_ _ 3"], min_size: int, max_size: int
+    ) -> EncodedImage:
+        """As `encode`, of a photo that is already resized, to `min_size` and `max_size`, or mirrored as well."""
+        return self._encode([self._stored(_checked(image), _checked(view), min_size, max_size)])[0]
+
+    def encode_masks(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        masks: Bool[np.ndarray, "N h w"],
+        dense_masks: Bool[np.ndarray, "N h2 w2"],
+    ) -> EncodedImage:
+        """Runs the network on one photo, and describes given masks in the place of those that it finds.
+
+        Args:
+            masks: at stride 4 of the photo in the network, padded to a multiple of 32.
+            dense_masks: the same at stride 32.
+        """
+        x = self._preprocess(image)
+        grids = []
+        for given, stride in ((masks, 4), (dense_masks, 32)):
+            grid = np.zeros((1, len(given), x.stored.shape[0] // stride, x.stored.shape[1] // stride), bool)
+            grid[0, :, : given.shape[1], : given.shape[2]] = given
+            grids.append(grid)
+        predictions = self._model.describe(x.stored[None], np.array([x.padded_size], np.int32), *grids)
+        return EncodedImage(image, predictions, x.size, x.padded_size)
+
     def prepare(self, vocabulary: VocabularyLike, progress: Progress | None = None) -> Vocabulary:
         """Embeds a vocabulary's words ahead of the first image; `progress` gets (prompts done, prompts in all)."""
         words = Vocabulary.parse(vocabulary)
@@ -255,7 +286,7 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+        images: "Iterable[UInt8[np.ndarray, '_ _ 3'] | _Input]",
         vocabulary: VocabularyLike,
         *,
         stuff: str | Iterable[str] | None = None,
@@ -269,6 +300,7 @@ class Segmenter:
         `batch_size` above 1 the results are not in order.
 
         Args:
+            images: photos, or what `prepared` makes of one.
             batch_size: photos at a time, of all devices together. A batch that cannot be filled is filled up with
                 copies, so that there is one program to compile for each shape.
             options: `tasks`, `overlap_threshold` and `object_threshold`, as in a call of the segmenter.
@@ -294,12 +326,14 @@ class Segmenter:
                 yield finished.pop(0)
         yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
-    def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:
+    def _batches(
+        self, images: "Iterable[np.ndarray | _Input]", batch_size: int
+    ) -> Iterator[list[tuple[int, "_Input"]]]:
         """Photos of one stored shape, with their places among `images`; up to `batch_size` of them."""
         waiting: dict[tuple[int, ...], list[tuple[int, _Input]]] = {}
         size = 0
         for index, image in enumerate(images):
-            prepared = self._preprocess(image)
+            prepared = image if isinstance(image, _Input) else self._preprocess(image)
             group = waiting.setdefault(prepared.stored.shape, [])
             group.append((index, prepared))
             size += prepared.nbytes
@@ -344,9 +378,18 @@ class Segmenter:
         return transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
 
     def _preprocess(self, image: np.ndarray) -> "_Input":
-        resized = self._resize(image)
-        size = resized.shape[:2]
+        return self._stored(image, self._resize(image), self.min_size, self.max_size)
+
+    def prepared(
+        self, image: UInt8[np.ndarray, "H W 3"], padded: Float[np.ndarray, "_ _ 3"], size: tuple[int, int]
+    ) -> "_Input":
+        """A photo that others have resized, normalised and padded (data/evaluation_loader.py), for `stream`."""
         shape = buckets.bucket(*size, self.min_size, self.max_size)
+        return _Input(image, buckets.fill(padded, shape), size, buckets.extent(*size))
+
+    def _stored(self, image: np.ndarray, resized: np.ndarray, min_size: int, max_size: int) -> "_Input":
+        size = resized.shape[:2]
+        shape = buckets.bucket(*size, min_size, max_size)
         return _Input(image, buckets.fill(transforms.normalize(resized), shape), size, buckets.extent(*size))
 
     def _encode(self, inputs: Sequence["_Input"]) -> list[EncodedImage]:
