@@ -282,7 +282,7 @@ class _Opening:
             ids = panoptic.image_ids
         elif instance is not None:
             ids = list(instance.images)
-            stems = [Path(image["file_name"]).stem for image in instance.images.values()]
+            stems = [Path(str(image.get("file_name"))).stem for image in instance.images.values()]
         else:
             stems = self._stems(self.benchmark.semantic if "semantic" in wanted else self.benchmark.instance)
             ids = [int(stem) if self.benchmark.numeric_ids and stem.isdecimal() else stem for stem in stems]

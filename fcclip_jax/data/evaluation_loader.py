@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from fcclip_jax.data import buckets
 from fcclip_jax.data.evaluation_record import EvaluationRecord
 from fcclip_jax.data.evaluation_sources import EvaluationSource
 from fcclip_jax.data.records import DataError
-from fcclip_jax.data.transforms import normalize_and_pad, resize_shortest_edge
+from fcclip_jax.data.transforms import normalize_into, resize_shortest_edge
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationImage:
     """Number `index` of the source. `image`: as it was photographed; `padded`: what the network gets, zeros at the
-    bottom and the right of the `size` (`(h, w)`) that the image has there. Of a bad image all of these are None, and
-    `error` says why."""
+    bottom and the right of the `size` (`(h, w)`) that the image has there (both None where only decoding was asked
+    for). Of a bad image all of these are None, and `error` says why."""
 
     index: int
     record: EvaluationRecord | None = None
@@ -39,7 +40,8 @@ class _Share:
     indices: Sequence[int]
     min_size: int
     max_size: int
-    multiple: int
+    bucketed: bool
+    decode_only: bool
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -51,8 +53,12 @@ class _Share:
             image = record.decode_image()
         except DataError as error:
             return EvaluationImage(index, error=error)
+        if self.decode_only:
+            return EvaluationImage(index, record, image)
         resized = resize_shortest_edge(image, self.min_size, self.max_size)
-        return EvaluationImage(index, record, image, normalize_and_pad(resized, self.multiple), resized.shape[:2])
+        size = resized.shape[:2]
+        shape = buckets.bucket(*size, self.min_size, self.max_size) if self.bucketed else buckets.extent(*size)
+        return EvaluationImage(index, record, image, normalize_into(resized, shape), size)
 
 
 class EvaluationLoader:
@@ -133,7 +139,8 @@ def make_evaluation_loader(
     process_count: int = 1,
     threads: int = 2,
     buffered: int = 4,
-    multiple: int = 32,
+    bucketed: bool = False,
+    decode_only: bool = False,
     skip_bad: bool = False,
 ) -> EvaluationLoader:
     """The images of `source`, each once, made ready by `threads` threads; decoding and resizing free Python's lock.
@@ -143,7 +150,8 @@ def make_evaluation_loader(
         indices: only these, in this order (what an interrupted evaluation has left); None for all.
         process_index, process_count: of those, every `process_count`-th from the `process_index`-th on.
         buffered: images that wait at most; one takes up to 25 MB at 800/1333.
-        multiple: pixels, of the padded edges.
+        bucketed: padded to one of the few shapes of `buckets`, else to multiples of 32, as the reference pads.
+        decode_only: hand on the decoded image alone, for who resizes it in other ways.
         skip_bad: hand a bad image on with its `error` instead of raising it.
 
     Raises:
@@ -153,11 +161,11 @@ def make_evaluation_loader(
         raise ValueError(f"process_index must be in 0 to {process_count - 1}, not {process_index}")
     if threads < 1 or buffered < 1:
         raise ValueError(f"threads {threads}, buffered {buffered}: both must be at least 1")
-    if min(min_size, max_size, multiple) < 1:
-        raise ValueError(f"min_size {min_size}, max_size {max_size}, multiple {multiple}: must be at least 1")
+    if min(min_size, max_size) < 1:
+        raise ValueError(f"min_size {min_size}, max_size {max_size}: both must be at least 1")
     chosen = range(len(source)) if indices is None else list(indices)
     outside = [index for index in chosen if not 0 <= index < len(source)]
     if outside:
         raise ValueError(f"there is no image {outside[0]}: the source has {len(source)}")
-    share = _Share(source, chosen[process_index::process_count], min_size, max_size, multiple)
+    share = _Share(source, chosen[process_index::process_count], min_size, max_size, bucketed, decode_only)
     return EvaluationLoader(share, threads, buffered, skip_bad)

@@ -58,9 +58,14 @@ def normalize(image: UInt8[np.ndarray, "*A 3"]) -> Float32[np.ndarray, "*A 3"]:
 def normalize_and_pad(image: UInt8[np.ndarray, "h w 3"], multiple: int = 32) -> Float32[np.ndarray, "H W 3"]:
     """`pad_to_multiple(normalize(image), multiple)` without the copy between."""
     height, width = image.shape[:2]
-    padded = np.zeros((height + -height % multiple, width + -width % multiple, 3), np.float32)
-    _normalize_rows(image, padded[:height, :width])
-    return padded
+    return normalize_into(image, (height + -height % multiple, width + -width % multiple))
+
+
+def normalize_into(image: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    """`buckets.fill(normalize(image), shape)` without the copy between."""
+    filled = np.zeros((*shape, 3), np.float32)
+    _normalize_rows(image, filled[: image.shape[0], : image.shape[1]])
+    return filled
 
 
 def _normalize_rows(image: UInt8[np.ndarray, "*A w 3"], out: Float32[np.ndarray, "*A w 3"]) -> None:

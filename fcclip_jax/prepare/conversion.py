@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from fcclip_jax.data.records import DataError
 
-_CHUNK = 8
 # A worker takes about half a second to start, in which one process converts some tens of images.
 _WORTH_WORKERS = 64
 
@@ -161,20 +160,20 @@ Result = tuple[int, Any, DataError | None]
 
 
 def _convert_all(conversions: Sequence[Conversion], left: Sequence[int], workers: int) -> Iterator[Result]:
-    """The number of each conversion of `left`, what it returned, or its error; in order, a few ahead."""
+    """The number of each conversion of `left`, what it returned, or its error; in order, and no more than a few ahead:
+    those are done again after an interruption."""
     if workers == 1:
         for n in left:
             yield _convert_one(n, conversions[n])
         return
-    chunks = (left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK))
-    work = ([(n, conversions[n]) for n in chunk] for chunk in chunks)
+    waiting = iter(left)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
     try:
-        pending = deque(pool.submit(_convert_chunk, chunk) for chunk in itertools.islice(work, 2 * workers))
+        pending = deque(pool.submit(_convert_one, n, conversions[n]) for n in itertools.islice(waiting, 2 * workers))
         while pending:
-            results = pending.popleft().result()
-            pending.extend(pool.submit(_convert_chunk, chunk) for chunk in itertools.islice(work, 1))
-            yield from results
+            result = pending.popleft().result()
+            pending.extend(pool.submit(_convert_one, n, conversions[n]) for n in itertools.islice(waiting, 1))
+            yield result
     except BrokenProcessPool:
         raise OSError("a worker process died, perhaps for want of memory: try fewer --workers") from None
     finally:
@@ -184,10 +183,6 @@ def _convert_all(conversions: Sequence[Conversion], left: Sequence[int], workers
 def _ignore_interrupts() -> None:
     """The process that was started by hand is interrupted, and lets its workers finish what they hold."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _convert_chunk(chunk: Sequence[tuple[int, Conversion]]) -> list[Result]:
-    return [_convert_one(n, conversion) for n, conversion in chunk]
 
 
 def _convert_one(n: int, conversion: Conversion) -> Result:

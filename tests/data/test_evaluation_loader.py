@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcclip_jax.data import buckets
 from fcclip_jax.data.evaluation_loader import make_evaluation_loader
 from fcclip_jax.data.own_folder import open_folder
 from fcclip_jax.data.records import DataError
@@ -45,6 +46,18 @@ def test_what_is_handed_on(source):
         np.testing.assert_array_equal(item.padded, pad_to_multiple(normalize(resized)))
         assert item.padded.dtype == np.float32 and item.padded.shape[0] % 32 == item.padded.shape[1] % 32 == 0
         assert (item.record.semantic() == item.index % 2).all()
+
+
+def test_a_few_shapes_or_the_photo_alone(source):
+    with make_evaluation_loader(source, bucketed=True, **SIZES) as loader:
+        for item in loader:
+            resized = resize_shortest_edge(item.image, 64, 100)
+            shape = buckets.bucket(*item.size, 64, 100)
+            np.testing.assert_array_equal(item.padded, buckets.fill(normalize(resized), shape))
+    with make_evaluation_loader(source, decode_only=True) as loader:
+        items = list(loader)
+    assert [item.index for item in items] == list(range(COUNT)) and all(item.padded is None for item in items)
+    np.testing.assert_array_equal(items[3].image, source[3].decode_image())
 
 
 def test_the_arrays_of_the_original(oracle):
@@ -140,7 +153,7 @@ def test_threads_end_with_it(source):
     [
         ({"process_index": 2, "process_count": 2}, "process_index must be in 0 to 1"),
         ({"threads": 0}, "both must be at least 1"),
-        ({"min_size": 0}, "must be at least 1"),
+        ({"min_size": 0}, "both must be at least 1"),
         ({"indices": [0, 11]}, "there is no image 11: the source has 11"),
     ],
 )

@@ -1,6 +1,6 @@
 """How fast evaluation images are made ready: images/s of one core, against the reference's steps, as one JSON object.
 
-    python tools/bench/eval_loader.py [--benchmark coco_panoptic --root DIR] [--min_size 800 --max_size 1333]
+    python -m tools.bench.eval_loader [--benchmark coco_panoptic --root DIR] [--min_size 800 --max_size 1333]
 
 Without a data set it draws one: 640 x 480 pictures with the grain of photos, as JPEG. Both ways give the same arrays,
 which is checked. Seconds are processor seconds, the best of three runs; the loader's are on the clock.
