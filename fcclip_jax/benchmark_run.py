@@ -205,8 +205,10 @@ def open_source(config: ConfigDict) -> EvaluationSource:
         return open_benchmark(config.benchmark, root_folder(config), labels, config.split, truths=wanted)
     if labels is None or not config.folder.images:
         raise ConfigError("for data of your own give folder.images, the annotations, and labels (a label file)")
-    paths = {key: Path(config.root) / value for key, value in config.folder.items() if value}
-    return open_folder(paths.pop("images"), labels, **paths)
+    given = {key: value for key, value in config.folder.items() if isinstance(value, str) and value}
+    paths = {key: Path(config.root) / value for key, value in given.items()}
+    ignored = None if config.folder.ignored < 0 else config.folder.ignored
+    return open_folder(paths.pop("images"), labels, ignored=ignored, **paths)
 
 
 def _tasks_of(config: ConfigDict) -> list[str]:
