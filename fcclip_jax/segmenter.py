@@ -414,11 +414,11 @@ class Segmenter:
         return self._stored(image, self._resize(image), self.min_size, self.max_size)
 
     def prepared(
-        self, image: UInt8[np.ndarray, "H W 3"], padded: Float[np.ndarray, "_ _ 3"], size: tuple[int, int]
+        self, image: UInt8[np.ndarray, "H W 3"], stored: Float[np.ndarray, "_ _ 3"], size: tuple[int, int]
     ) -> "_Input":
-        """A photo that others have resized, normalised and padded (data/evaluation_loader.py), for `stream`."""
-        shape = buckets.bucket(*size, self.min_size, self.max_size)
-        return _Input(image, buckets.fill(padded, shape), size, buckets.extent(*size))
+        """A photo that others have resized to `size`, normalised and put into its bucket (data/evaluation_loader.py),
+        for `stream`."""
+        return _Input(image, stored, size, buckets.extent(*size))
 
     def _stored(self, image: np.ndarray, resized: np.ndarray, min_size: int, max_size: int) -> "_Input":
         size = resized.shape[:2]
