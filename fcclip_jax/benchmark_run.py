@@ -21,7 +21,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fcclip_jax.configuration import ConfigError
-from fcclip_jax.data.benchmarks import BENCHMARKS, Benchmark, open_benchmark
+from fcclip_jax.data.benchmarks import BENCHMARKS, Benchmark, fill, open_benchmark
 from fcclip_jax.data.evaluation_sources import EvaluationSource
 from fcclip_jax.data.own_folder import open_folder
 from fcclip_jax.evaluation.evaluator import TASKS, Classes, Evaluator
@@ -40,6 +40,7 @@ from fcclip_jax.worst_pictures import WorstPictures
 log = logging.getLogger(__name__)
 
 _FOLDER_SIZES = (800, 1333)
+_MODEL_FILES = (weights.CONFIG_FILE, weights.WEIGHTS_FILE)
 
 
 class OtherProcessError(RuntimeError):
@@ -205,8 +206,10 @@ def open_source(config: ConfigDict) -> EvaluationSource:
         return open_benchmark(config.benchmark, root_folder(config), labels, config.split, truths=wanted)
     if labels is None or not config.folder.images:
         raise ConfigError("for data of your own give folder.images, the annotations, and labels (a label file)")
-    paths = {key: Path(config.root) / value for key, value in config.folder.items() if value}
-    return open_folder(paths.pop("images"), labels, **paths)
+    given = {key: value for key, value in config.folder.items() if isinstance(value, str) and value}
+    paths = {key: Path(config.root) / value for key, value in given.items()}
+    ignored = None if config.folder.ignored < 0 else config.folder.ignored
+    return open_folder(paths.pop("images"), labels, ignored=ignored, **paths)
 
 
 def _tasks_of(config: ConfigDict) -> list[str]:
@@ -297,11 +300,13 @@ def describe(
     values = json.loads(config.to_json())
     options = {key: value for key, value in values.items() if key not in FREE}
     options |= {"tasks": list(tasks), "min_size": sizes(config)[0], "max_size": sizes(config)[1]}
+    options["ignored"] = config.folder.ignored
     return {
-        "model": {"name": card.config.name, "sha256": _sha256_of_model(checkpoint)},
+        "model": {"name": card.config.name, "sha256": _sha256_of([checkpoint / name for name in _MODEL_FILES])},
         "options": options,
         "words": _sha256(source.vocabulary.to_dict()),
         "images": {"count": len(source), "sha256": _sha256(source.ids())},
+        "annotations": {path.name: _sha256_of([path]) for path in annotation_files(config, tasks)},
         "versions": {"fcclip_jax": __version__, "hotcoco": _version("hotcoco")},
     }
 
@@ -310,15 +315,24 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
 
 
-def _sha256_of_model(folder: Path) -> str:
+def _sha256_of(paths: Sequence[Path]) -> str:
+    """Of files, which may be large."""
     digest = hashlib.sha256()
-    for name in (weights.CONFIG_FILE, weights.WEIGHTS_FILE):
-        try:
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except FileNotFoundError:
-            raise weights.WeightsError(f"{folder} is not a model folder: {name} is missing") from None
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def annotation_files(config: ConfigDict, tasks: Sequence[str]) -> list[Path]:
+    """The JSON files that the truth of the tasks comes from. Maps are too many to be read twice."""
+    if config.benchmark == FOLDER:
+        root, named = Path(config.root), {"panoptic": config.folder.annotations, "instance": config.folder.instances}
+    else:
+        root, benchmark = root_folder(config), BENCHMARKS[config.benchmark]
+        named = {"panoptic": benchmark.panoptic_json, "instance": benchmark.instance}
+    names = [named[task] for task in ("panoptic", "instance") if task in tasks]
+    return [root / fill(name, config.split) for name in names if name.endswith(".json")]
 
 
 def _version(package: str) -> str | None:

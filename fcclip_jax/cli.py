@@ -11,7 +11,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fcclip_jax import evaluate_command, plan_command, prepare_command, score_files, supervise_command, train_command
+from fcclip_jax import (
+    evaluate_command,
+    export_command,
+    plan_command,
+    prepare_command,
+    score_files,
+    supervise_command,
+    train_command,
+)
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -77,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     supervise_command.add_arguments(commands)
     plan_command.add_arguments(commands)
     evaluate_command.add_arguments(commands)
+    export_command.add_arguments(commands)
     score_files.add_arguments(commands)
     prepare_command.add_arguments(commands)
     return parser

@@ -28,6 +28,7 @@ def evaluation_config(benchmark: str = FOLDER) -> ConfigDict:
     config.folder.annotations = ""  # and their JSON
     config.folder.semantic = ""  # label maps
     config.folder.instances = ""  # JSON of COCO instances
+    config.folder.ignored = -1  # label that is not counted; below 0: 255, or 65535 where 255 is a class
 
     config.min_size = 0  # pixels of the shorter edge in the network; 0: the benchmark's
     config.max_size = 0  # of the longer edge at most

@@ -84,13 +84,15 @@ def build(
     config: ConfigDict, workdir: Folder, lifeline: Lifeline | None = None
 ) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file: give a folder, which need not exist yet")
     goodput = Goodput(workdir / GOODPUT_FILE if jax.process_index() == 0 else None)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
-    towers = _towers(config, model)
     start = _start_from(config, model, options)
+    towers = _towers(config, model)
     fingerprint = claim(workdir, config, _contents(config, towers, start))
     source, vocabulary = _source(config, workdir)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)

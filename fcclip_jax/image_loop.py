@@ -97,9 +97,16 @@ def evaluate_images(
     Raises:
         DataError: an image cannot be used, and `config.skip_bad` is not set.
     """
-    sizes = {"min_size": segmenter.min_size, "max_size": segmenter.max_size}
     loader = make_evaluation_loader(
-        source, indices=indices, threads=config.workers, buffered=2 * config.workers, skip_bad=True, **sizes
+        source,
+        indices=indices,
+        min_size=segmenter.min_size,
+        max_size=segmenter.max_size,
+        threads=config.workers,
+        buffered=2 * config.workers,
+        bucketed=True,
+        decode_only=augmented(config) or bool(config.ground_truth),
+        skip_bad=True,
     )
     progress, running = _Progress(len(indices)), collections.deque[Future]()
     with progress, loader, ThreadPoolExecutor(config.workers) as counters:

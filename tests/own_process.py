@@ -56,7 +56,7 @@ def start(
         )
 
 
-def finish(process: subprocess.Popen, log: Path, *, code: int = 0, timeout: float = 240) -> str:
+def finish(process: subprocess.Popen, log: Path, *, code: int = 0, timeout: float = 900) -> str:
     """Waits, asserts the exit code, and returns what the process said."""
     try:
         found = process.wait(timeout)

@@ -101,7 +101,9 @@ def test_named_regions():
 
 
 def test_nothing_true_is_nothing_found():
-    results = named_regions(Regions(np.full((4, 6), -1), np.zeros(0, int)), np.zeros((0, 3), np.float32), WORDS, 255)
+    nothing = Regions(np.full((4, 6), -1), np.zeros(0, int))
+    assert cells(nothing, (64, 96), (64, 96), 4).shape == (0, 16, 24)
+    results = named_regions(nothing, np.zeros((0, 3), np.float32), WORDS, 255)
     assert results.segments == [] and results.instances == []
     assert (results.panoptic == 0).all() and (results.semantic == 255).all()
 

@@ -86,10 +86,13 @@ class Evaluator:
             index: its place in the source.
             rank: its place among all image ids in ascending order, which settles the order of equal scores in AP.
 
+        Returns:
+            what was counted; its score is the main figure of the first task that has one.
+
         Raises:
             DataError: the truth is damaged or does not fit the image.
         """
-        states, figures = {}, {}
+        states, score = {}, None
         for task in self.tasks:
             accumulator = self._new(task)
             try:
@@ -97,11 +100,11 @@ class Evaluator:
             except ValueError as error:
                 if isinstance(error, DataError):
                     raise
-                raise DataError(record.image_name, f"{task} truth: {error}") from error
-            figures[task] = accumulator.compute()[MAIN_FIGURE[task]]
+                raise DataError(record.image_name, f"{task}: {error}") from error
+            if score is None:
+                score = accumulator.compute()[MAIN_FIGURE[task]]
             empty = self._empty[task]
             states[task] = {k: v for k, v in accumulator.state().items() if not np.array_equal(v, empty[k])}
-        score = next((figures[t] for t in ("panoptic", "semantic", "instance") if figures.get(t) is not None), None)
         return ImageRecord(index, record.image_id, states, score)
 
     def _count_panoptic(self, quality: PanopticQuality, rank: int, record: EvaluationRecord, found: Found) -> None:

@@ -86,6 +86,15 @@ def test_another_evaluation_is_refused(evaluated, data, tiny_model, capsys):
     assert metrics(evaluated)["images"] == len(SIZES)
 
 
+def test_other_annotations_are_another_evaluation(evaluated, data, tiny_model, tmp_path, capsys):
+    other = json.loads((data / "panoptic.json").read_text(encoding="utf-8"))
+    other["annotations"][0]["segments_info"][0]["iscrowd"] = 1
+    (tmp_path / "panoptic.json").write_text(json.dumps(other), encoding="utf-8")
+    more = ("--predictions", "--worst", "2", f"--config.folder.annotations={tmp_path / 'panoptic.json'}")
+    assert evaluate(data, tiny_model, evaluated, *more) == 2
+    assert "another evaluation: annotations.panoptic.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

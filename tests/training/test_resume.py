@@ -1,5 +1,6 @@
 """A run that is interrupted, in whatever way, and resumed is the run that was never interrupted."""
 
+import json
 import random
 import shutil
 import signal
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 
 from fcclip_jax.training.trainer import EXIT_PREEMPTED
 from tests.own_process import finish, shared_folder
@@ -129,7 +131,7 @@ def test_damaged_newest_checkpoint(whole, cache, tmp_path, damage):
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "model")
     newest = workdir / "checkpoints" / str(STEPS)
-    file = random.choice([p for p in newest.glob("*/**/*") if p.is_file() and p.stat().st_size])
+    file = newest / random.choice(list(json.loads((newest / "checksums.json").read_text())))
     content = bytearray(file.read_bytes())
     if damage == "flipped byte":
         content[random.randrange(len(content))] ^= 1 << random.randrange(8)
@@ -141,12 +143,8 @@ def test_damaged_newest_checkpoint(whole, cache, tmp_path, damage):
     else:
         (newest / "checksums.json").unlink()
     said = resume(workdir, cache)
-    lines = [line for line in said.splitlines() if "damaged" in line]
-    assert (
-        len(lines) == 1
-        and f"checkpoint {STEPS} is damaged (" in lines[0]
-        and "going back to the one before" in lines[0]
-    )
+    (line,) = [line for line in said.splitlines() if f"checkpoint {STEPS} is damaged (" in line]
+    assert line.endswith("; going back to the one before")
     assert f"resumed at step {STEPS - 8}" in said
     assert (workdir / f"checkpoints-damaged-{STEPS}").is_dir()
     assert_same_run(workdir, whole)
@@ -177,3 +175,27 @@ def test_other_meshes(whole, cache, tmp_path):
         for name, value in expected.items():
             # Sums over devices come in another order, and forty steps carry that on.
             assert abs(line[name] - value) <= 1e-5 * max(abs(value), 1), (line["step"], name)
+
+
+@pytest.mark.slow
+def test_frozen_towers_stay_and_may_be_moved(whole, cache, tmp_path):
+    """Bit for bit what they were, in what a run exports; a run knows them by what they are, not by where."""
+    towers, moved = tmp_path / "towers", tmp_path / "moved"
+    shutil.copytree(whole / "model", towers)
+    resume(tmp_path / "run", cache, "steps=2", f"model.towers={towers}")
+    towers.rename(moved)
+    said = resume(tmp_path / "run", cache, "steps=4", f"model.towers={moved}")
+    assert "resumed at step 2" in said
+    found, expected = (
+        safetensors.numpy.load_file(p / "model.safetensors") for p in (tmp_path / "run" / "model", moved)
+    )
+    frozen = [name for name in expected if name.startswith("clip.")]
+    assert len(frozen) > 50 and found.keys() == expected.keys()
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in frozen)
+    assert any(found[name].tobytes() != expected[name].tobytes() for name in expected.keys() - set(frozen))
+    # The same names and shapes, one number of them another.
+    expected[frozen[0]].flat[0] += 1
+    safetensors.numpy.save_file(expected, moved / "model.safetensors")
+    process, log = start_training(tmp_path / "run", cache, *OVERRIDES, f"model.towers={moved}")
+    said = finish(process, log, code=2)
+    assert "is the work folder of another run: model.towers holds other weights" in said.splitlines()[-1]

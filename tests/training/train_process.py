@@ -42,7 +42,7 @@ def metrics(workdir: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in _TIMES} for line in lines]
 
 
-def wait_for_steps(process: subprocess.Popen, workdir: Path, steps: int, timeout: float = 240) -> None:
+def wait_for_steps(process: subprocess.Popen, workdir: Path, steps: int, timeout: float = 900) -> None:
     """Until so many steps are reported."""
     path = workdir / "metrics.jsonl"
     end = time.monotonic() + timeout
