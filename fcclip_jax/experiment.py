@@ -70,13 +70,16 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
 
 def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file: give a folder, which need not exist yet")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
-    fingerprint = claim(workdir, config)
-    source, vocabulary = _source(config, workdir)
-    towers = _towers(config, model)
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
+    start = _start_from(config, model, options)
+    towers = _towers(config, model)
+    fingerprint = claim(workdir, config, _contents(config, towers, start))
+    source, vocabulary = _source(config, workdir)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
     optimizer_config = _fields(OptimizerConfig, config.optimizer)
@@ -88,7 +91,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         mesh,
         seed=config.seed,
         average=config.optimizer.average_decay > 0,
-        params=_start_from(config, model, options),
+        params=start,
     )
     first = jax.process_index() == 0
     if first:
@@ -220,6 +223,15 @@ def _towers(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray]:
     log.warning("model.towers is empty: the frozen towers are random, so no words but the trained ones will be known")
     make = jax.jit(lambda key: split_frozen(nnx.state(FCCLIP(model, rngs=nnx.Rngs(key))))[1])
     return weights.parameters_of(make(jax.random.key(config.seed + 1)))
+
+
+def _contents(config: ConfigDict, towers: dict[str, np.ndarray], start: nnx.State | None) -> dict[str, str]:
+    """What the model folders of the configuration hold, by key: they may be moved, but not exchanged. (Random towers
+    follow from the seed, up to the rounding of the device that draws them.)"""
+    found = {"model.towers": towers} if config.model.towers else {}
+    if start is not None:
+        found["model.start_from"] = weights.parameters_of(start)
+    return {key: weights.sha256(sorted(held), held.__getitem__) for key, held in found.items()}
 
 
 def _start_from(config: ConfigDict, model: FCCLIPConfig, options: train_state.ModelOptions) -> nnx.State | None:

@@ -82,7 +82,17 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for name in ("absl", "jax", "orbax", "grain", "etils", "tensorstore"):
+    for name in ("jax", "grain", "etils", "tensorstore"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A write that fails is raised, and becomes a line of ours. Until then orbax and tensorstore show each tensor's part
+    # in it, with tracebacks, and then what their threads make of the end: a thousand lines for one full disk.
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops
     if jax.process_index() != 0:
         logging.getLogger("fcclip_jax").setLevel(logging.WARNING)
+
+
+def _without_closed_loops(unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

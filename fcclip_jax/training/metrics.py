@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,42 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-# Dense bfloat16 peaks of one device, FLOP/s, as its vendor states them. Others are left out of the MFU.
+# Dense bfloat16 peaks of one jax device, FLOP/s, as its vendor states them, by the beginning of `device_kind`; the
+# longest that fits counts. Others are left out of the MFU. A device is one core, half a chip, on TPU v2, v3 and 7x.
+# V100 and T4 have no bfloat16 units: theirs is the float16 peak.
 PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
 }
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """That of one device, None for one that the table does not know."""
+    known = [kind for kind in PEAK_FLOPS if re.match(rf"{re.escape(kind)}(?![A-Za-z0-9])", device_kind)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 @runtime_checkable
@@ -66,7 +93,7 @@ class JsonLines:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
@@ -132,7 +159,7 @@ class Clock:
 
     def __init__(self, batch_size: int, total_steps: int, device_kind: str, devices: int):
         self.batch_size, self.total_steps = batch_size, total_steps
-        peak = next((flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+        peak = peak_flops(device_kind)
         self.peak = peak * devices if peak else None
         self.flops_per_step: float | None = None  # of all devices together
         self._since, self._step, self._waited = time.perf_counter(), 0, 0.0

@@ -64,7 +64,10 @@ class TrainerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that a run is made of; experiment.py puts it together."""
+    """All that a run is made of; experiment.py puts it together.
+
+    `evaluate` asks its second argument between images whether to stop, and then returns None.
+    """
 
     config: TrainerConfig
     graphdef: nnx.GraphDef
@@ -79,7 +82,7 @@ class Run:
     checkpoints: Checkpoints
     writers: list[reporting.Writer]
     workdir: Path
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    evaluate: Callable[[TrainState, Callable[[], bool]], dict[str, float] | None] | None = None
     picture: Callable[[TrainState, dict[str, np.ndarray]], np.ndarray] | None = None
 
 
@@ -122,6 +125,10 @@ def train(run: Run) -> tuple[TrainState, bool]:
     last: _Taken | None = None
 
     with _Signals() as signals, _Profiler(run) as profiler, jax.set_mesh(run.mesh):
+        if restored is not None and _Due(run, number).evaluate and run.checkpoints.scores(number) is None:
+            log.info("step %d was not evaluated before the stop: doing so now", number)
+            if not _evaluate(run, number, state, signals):
+                return state, False
         while number < config.steps:
             place, asked = run.data.get_state(), time.perf_counter()
             local = next(run.data)
@@ -145,20 +152,21 @@ def train(run: Run) -> tuple[TrainState, bool]:
                 last = None
             if due.log:
                 _report(run, number, sums, clock)
-            scores = _evaluate(run, number, state) if due.evaluate else None
-            if due.picture:
-                picture = run.picture(state, local)
-                for writer in run.writers:
-                    writer.image(number, "prediction", picture)
+            # Saved first: a notice to stop leaves less time than an evaluation takes.
             if due.save or stopping:
-                run.checkpoints.save(state, run.data.get_state(), scores)
+                run.checkpoints.save(state, run.data.get_state())
+            if due.evaluate and not stopping:
+                stopping = not _evaluate(run, number, state, signals)
+            if due.picture and not stopping:
+                picture = run.picture(state, local)
+                _tell(run, number, lambda writer: writer.image(number, "prediction", picture))  # noqa: B023
             if due.pause:
                 clock.start(number)
             if stopping:
                 run.checkpoints.wait()
                 log.warning("told to stop: saved at step %d; the same command resumes", number)
                 return state, False
-    run.checkpoints.wait()
+        run.checkpoints.wait()  # a signal now does not cut the last save short
     return state, True
 
 
@@ -225,6 +233,10 @@ class _Signals:
     def take_profile(self) -> bool:
         asked, self._profile = self._profile, False
         return asked
+
+    def told(self) -> bool:
+        """Whether this process knows that it is to stop; never while others have to be asked."""
+        return self._told
 
     def stopping(self, step: int) -> bool:
         if jax.process_count() == 1:
@@ -312,11 +324,15 @@ def _look_at(taken: _Taken, state: TrainState, run: Run, sums: _Sums) -> None:
     )
 
 
-def _evaluate(run: Run, number: int, state: TrainState) -> dict[str, float]:
-    scores = run.evaluate(state)
+def _evaluate(run: Run, number: int, state: TrainState, signals: _Signals) -> bool:
+    """Measures and reports; False when it was told to stop before the end."""
+    scores = run.evaluate(state, signals.told)
+    if scores is None:
+        return False
     _write(run, number, {f"eval/{k}": v for k, v in scores.items()})
     log.info("step %d  %s", number, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-    return scores
+    run.checkpoints.score(number, scores)
+    return True
 
 
 def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock) -> None:
@@ -328,8 +344,12 @@ def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock) -> None:
 
 
 def _write(run: Run, number: int, values: dict[str, float]) -> None:
+    _tell(run, number, lambda writer: writer.write(number, values))
+
+
+def _tell(run: Run, number: int, what: Callable[[reporting.Writer], None]) -> None:
     for writer in run.writers:
         try:
-            writer.write(number, values)
+            what(writer)
         except OSError as error:  # a run is worth more than its diary
-            log.warning("the numbers of step %d were not written: %s", number, error)
+            log.warning("what step %d found was not written by %s: %s", number, type(writer).__name__, error)
