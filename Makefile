@@ -24,6 +24,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

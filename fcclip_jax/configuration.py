@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fcclip_jax.training.optimizer import OptimizerConfig
+from fcclip_jax.training.work_folder import Folder, write_whole
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 
@@ -326,7 +327,7 @@ def _in_words(interval: str) -> str:
 _IDENTITY = ("seed", "batch_size", "model", "optimizer", "loss")
 
 
-def claim(workdir: Path, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
+def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
     """Saves the resolved configuration as `workdir/config.json`, and returns its fingerprint. A folder without a
     checkpoint has nothing to lose and is taken over.
 
@@ -360,10 +361,8 @@ def claim(workdir: Path, config: ConfigDict, contents: Mapping[str, str] | None 
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
         saved = {"fingerprint": fingerprint, "contents": dict(contents or {}), "config": values}
-        aside.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(saved, indent=1) + "\n")
     return fingerprint
 
 

@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from fcclip_jax.training.sharding import agreed
 from fcclip_jax.training.train_state import TrainState
+from fcclip_jax.training.work_folder import Folder, is_remote, open_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class Checkpoints:
             keep_last: the newest so many stay; and the best one, when `best_metric` names a score given to `score`.
             fingerprint: of the configuration. A folder with another one is refused.
         """
-        self.directory = Path(directory).resolve()
+        folder = open_folder(directory)
+        self.directory: Folder = folder if is_remote(folder) else Path(folder).resolve()
         self.fingerprint = fingerprint
         self.best_metric = best_metric
         self._saving: int | None = None
@@ -89,7 +91,7 @@ class Checkpoints:
     def _check_room(self, state: TrainState) -> None:
         # Found out beforehand, a full disk is one line and leaves nothing half-written.
         needed = sum(array.nbytes for array in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free if jax.process_index() == 0 else needed
+        free = needed if jax.process_index() or is_remote(self.directory) else shutil.disk_usage(self.directory).free
         if not agreed(free >= needed):
             reason = f"{needed / 1e6:,.1f} MB are needed" + (f" and {free / 1e6:,.1f} MB free" if free < needed else "")
             raise self._failed(OSError(f"the disk is full, {reason}"))
@@ -104,10 +106,8 @@ class Checkpoints:
         self.wait()
         if jax.process_index() == 0:
             path = self.directory / str(step) / SCORES
-            aside = path.with_suffix(".partial")
             try:
-                aside.write_text(json.dumps({k: float(v) for k, v in scores.items()}) + "\n", encoding="utf-8")
-                aside.replace(path)
+                write_whole(path, json.dumps({k: float(v) for k, v in scores.items()}) + "\n")
             except OSError as error:
                 log.warning("the scores of step %d were not noted: %s", step, error)
         agreed(True)  # which checkpoints stay is decided by every process, from this file
@@ -130,8 +130,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps(read=True))
 
     def _write_checksums(self) -> None:
-        # Orbax calls this when all files are written, and before the folder gets its final name.
-        if jax.process_index() == 0:
+        # Orbax calls this when all files are written, and before the folder gets its final name. An object store has no
+        # such moment, and checks every object itself.
+        if jax.process_index() == 0 and not is_remote(self.directory):
             for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                 sums = {str(p.relative_to(folder)): _checksum(p) for p in _data_files(folder)}
                 (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -176,6 +177,8 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str:
         """What the checksums say is wrong, or nothing."""
+        if is_remote(self.directory):
+            return ""
         folder = self.directory / str(step)
         try:
             expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """What a run says while it runs: a log line, JSON lines, and TensorBoard where tensorboardX is installed."""
 
+import io
 import json
 import logging
 import math
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from fcclip_jax.training.work_folder import Folder, is_remote, local_part, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +71,28 @@ class Writer(Protocol):
 class JsonLines:
     """One JSON object a line: `{"step": 10, "loss": 1.5, ...}`. Numbers that are not finite become null."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Folder):
         self._path = path
+        # An object cannot be appended to, so it is written anew, whole.
+        self._lines: list[str] | None = [] if is_remote(path) else None
 
     def begin(self, step: int) -> None:
         """Keeps the lines up to `step`, and drops later ones and one that was cut short."""
         if self._path.is_file():
             kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            aside = self._path.with_suffix(".partial")
-            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            aside.replace(self._path)
+            write_whole(self._path, "".join(line + "\n" for line in kept))
+            if self._lines is not None:
+                self._lines = [line + "\n" for line in kept]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = json.dumps({"step": step} | clean) + "\n"
+        if self._lines is not None:
+            self._lines.append(line)
+            self._path.write_text("".join(self._lines))
+            return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | clean) + "\n")
+            file.write(line)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         pass
@@ -101,7 +111,7 @@ def _step_of(line: str) -> float:
 class Pictures:
     """Pictures as PNG files, `pictures/name-STEP.png`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Folder):
         self._folder = folder
 
     def begin(self, step: int) -> None:
@@ -113,8 +123,10 @@ class Pictures:
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         from PIL import Image
 
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
         self._folder.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(self._folder / f"{name}-{step:08d}.png")
+        (self._folder / f"{name}-{step:08d}.png").write_bytes(file.getvalue())
 
     def close(self) -> None:
         pass
@@ -144,11 +156,11 @@ class TensorBoard:
             self._writer.close()
 
 
-def make_writers(workdir: Path) -> list[Writer]:
+def make_writers(workdir: Folder) -> list[Writer]:
     """All writers that can run here, into `workdir`."""
     writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl"), Pictures(workdir / "pictures")]
     try:
-        writers.append(TensorBoard(workdir / "tensorboard"))
+        writers.append(TensorBoard(local_part(workdir) / "tensorboard"))
     except ImportError:
         log.info("tensorboardX is not installed: no TensorBoard files (pip install 'fcclip_jax[train]')")
     return writers

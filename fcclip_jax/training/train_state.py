@@ -80,6 +80,18 @@ def init_state(
     return jax.jit(make, out_shardings=shard_like_parameters(mesh, shapes))(key, params)
 
 
+def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, *, average: bool = False) -> TrainState:
+    """The shapes of a state, from those of the trainable parameters."""
+    make = lambda params: TrainState(  # noqa: E731
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        average=params if average else None,
+        key=jax.random.key_data(jax.random.key(0)),
+    )
+    return jax.eval_shape(make, params)
+
+
 def place_frozen(frozen: nnx.State, mesh: Mesh, dtype: Any | None = None) -> nnx.State:
     """Puts the frozen towers on the mesh, by the same rules as parameters, optionally in another dtype."""
     if dtype is not None:

@@ -23,6 +23,7 @@ def start_training(
     config: Path = SMALLEST,
     devices: int = 1,
     program: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
     **environment: str,
 ) -> tuple[subprocess.Popen, Path]:
     """The process, and the file that holds what it says. `program` stands for `fcclip` where it is given."""
@@ -30,7 +31,7 @@ def start_training(
     log = workdir.parent / f"{workdir.name}.log{logs}"
     command = [*(program or [str(Path(sys.executable).with_name("fcclip"))]), "train"]
     command += ["--config", str(config), "--workdir", str(workdir)]
-    command += [f"--config.{override}" for override in overrides]
+    command += [*flags, *(f"--config.{override}" for override in overrides)]
     return start(command, cache, log, devices=devices, **environment), log
 
 
