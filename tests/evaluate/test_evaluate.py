@@ -163,6 +163,7 @@ def test_one_classifier_alone(data, evaluated, tiny_model, tmp_path, classifier)
     assert f"classifier: {classifier} alone" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow  # a program of its own
 def test_true_masks_leave_only_wrong_names(data, tiny_model, tmp_path):
     """Every true segment that is no crowd is found, under some name: of the rest nothing is missed but by name."""
     assert evaluate(data, tiny_model, tmp_path / "out", "--config.ground_truth=masks", "--predictions") == 0
