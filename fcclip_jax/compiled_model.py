@@ -57,7 +57,7 @@ def _programs(graphdef: nnx.GraphDef, mesh: Mesh | None) -> _Programs:
     # XLA's default schedule on CPU runs independent parts side by side and keeps their buffers: at 800 x 1216 that is
     # 1.3 GB more for ConvNeXt-L and no faster (measured).
     on_cpu = jax.default_backend() == "cpu"
-    frugal = {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
+    frugal = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else None
     run = exact(predict)
     if mesh is not None:
         whole, parts = PartitionSpec(), PartitionSpec("data")

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from fcclip_jax import visualization
 from fcclip_jax.compiled_model import CompiledModel
 from fcclip_jax.data import buckets, transforms
+from fcclip_jax.exported_model import ExportedModel, ExportError, is_export
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.models.text_classifier import TextClassifier
@@ -150,9 +151,19 @@ class Segmenter:
             cache_dir: as `cache_directory()`, which is the default.
             devices: of this process, that share the batches of a stream; jax's first one where None.
         """
+        self._begin(card, CompiledModel(graphdef, state, devices), min_size, max_size, cache_dir)
+
+    def _begin(
+        self,
+        card: weights.ModelCard,
+        model: CompiledModel | ExportedModel,
+        min_size: int,
+        max_size: int,
+        cache_dir: str | os.PathLike | None,
+    ) -> None:
         self.card, self.min_size, self.max_size = card, min_size, max_size
         self.train_vocabulary = Vocabulary.from_dict(card.train_classes) if card.train_classes else None
-        self._model = CompiledModel(graphdef, state, devices)
+        self._model = model
         cache = _open_cache(cache_dir)
         self._text = TextClassifier(
             self._model.encode_text,
@@ -163,17 +174,35 @@ class Segmenter:
 
     @property
     def device_count(self) -> int:
-        """Devices that share a batch: `stream` takes batch sizes that are a multiple of it."""
+        """Devices that share a batch, or the batch size of an export: `stream` takes multiples of it."""
         return self._model.device_count
 
     @classmethod
     def from_checkpoint(cls, directory: str | os.PathLike, **options: Any) -> "Segmenter":
-        """Loads a converted model; `options` as in `Segmenter(...)`.
+        """Loads a converted model, or what `fcclip export` made of one; `options` as in `Segmenter(...)`.
 
         Raises:
-            WeightsError (a ValueError): the folder is missing, damaged, or not a model that can segment.
+            WeightsError, ExportError (ValueErrors): the folder is missing, damaged, or not a model that can segment.
         """
+        if is_export(directory):
+            return cls._from_export(directory, **options)
         return cls(*weights.load_model(directory), **options)
+
+    @classmethod
+    def _from_export(cls, directory: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None, **options: Any):
+        model = ExportedModel(directory)
+        for key in ("min_size", "max_size"):
+            if options.pop(key, getattr(model, key)) != getattr(model, key):
+                raise ExportError(f"{directory} was exported with min_size {model.min_size}, max_size {model.max_size}")
+        if options.pop("devices", None) is not None:
+            raise ExportError(f"{directory} is an export, which runs on one device; give the model folder for several")
+        if options:
+            raise TypeError(f"unknown options: {', '.join(options)}")
+        segmenter = cls.__new__(cls)
+        segmenter._begin(weights.read_card(directory), model, model.min_size, model.max_size, cache_dir)
+        if model.vocabulary is not None:
+            segmenter._text.remember(Vocabulary.from_dict(model.vocabulary).synonyms, model.rows)
+        return segmenter
 
     @classmethod
     def untrained(cls, variant: str = "convnext_tiny_test", seed: int = 0, **options: Any) -> "Segmenter":
@@ -278,6 +307,10 @@ class Segmenter:
         predictions = self._model.describe(x.stored[None], np.array([x.padded_size], np.int32), *grids)
         return EncodedImage(image, predictions, x.size, x.padded_size)
 
+    def text_rows(self, vocabulary: VocabularyLike) -> Float[np.ndarray, "S E"]:
+        """The unit text embedding of each name of a vocabulary, in its order."""
+        return self._text.rows(Vocabulary.parse(vocabulary))
+
     def prepare(self, vocabulary: VocabularyLike, progress: Progress | None = None) -> Vocabulary:
         """Embeds a vocabulary's words ahead of the first image; `progress` gets (prompts done, prompts in all)."""
         words = Vocabulary.parse(vocabulary)
@@ -312,7 +345,7 @@ class Segmenter:
         if batch_size < 1:
             raise ValueError(f"a batch has at least one photo, not {batch_size}")
         if batch_size % self.device_count:
-            raise ValueError(f"{self.device_count} devices cannot share batches of {batch_size} evenly")
+            raise ValueError(f"batch_size must be a multiple of {self.device_count} here, not {batch_size}")
         words = Vocabulary.parse(vocabulary, stuff)
         self._text.rows(words)
         running: list[tuple[int, EncodedImage]] = []

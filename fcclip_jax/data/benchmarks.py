@@ -19,7 +19,7 @@ from fcclip_jax.data.evaluation_sources import (
     SemanticMaps,
     label_table,
 )
-from fcclip_jax.data.files import expect_folder, list_files, refuse_if_absent
+from fcclip_jax.data.files import expect_folder, list_files, plain_name, refuse_if_absent
 from fcclip_jax.data.records import DataError
 from fcclip_jax.data.sources import class_by_id
 from fcclip_jax.vocabulary import ClassName, Vocabulary
@@ -48,7 +48,7 @@ class Benchmark:
     """In the files; a source hands out its own `ignore_label`."""
     instance: str = ""
     instance_protocol: str = "coco"
-    """"coco": mask AP of COCO; "cityscapes": AP by Cityscapes' own definition; "lvis": federated, not COCO's."""
+    """"coco": mask AP of COCO; "cityscapes": AP by Cityscapes' own definition."""
     min_size: int = 800
     max_size: int = 1333
     numeric_ids: bool = False
@@ -278,11 +278,13 @@ class _Opening:
         """Those of the panoptic annotation, else those of the instances, else those that have a label map."""
         if panoptic is not None:
             ending = _ending(self.benchmark.panoptic)
-            stems = [_without(name, ending, self.benchmark.panoptic_json) for name in panoptic.map_names]
+            where = str(self._path(self.benchmark.panoptic_json))
+            stems = [_without(name, ending, where) for name in panoptic.map_names]
             ids = panoptic.image_ids
         elif instance is not None:
             ids = list(instance.images)
-            stems = [Path(str(image.get("file_name"))).stem for image in instance.images.values()]
+            where = self._path(self.benchmark.instance)
+            stems = [Path(plain_name(image.get("file_name"), where)).stem for image in instance.images.values()]
         else:
             stems = self._stems(self.benchmark.semantic if "semantic" in wanted else self.benchmark.instance)
             ids = [int(stem) if self.benchmark.numeric_ids and stem.isdecimal() else stem for stem in stems]
@@ -325,4 +327,4 @@ def _ending(pattern: str) -> str:
 def _without(name: str, ending: str, where: str) -> str:
     if not name.endswith(ending):
         raise DataError(where, f"the map {name!r} does not end with {ending!r}")
-    return name.removesuffix(ending)
+    return plain_name(name.removesuffix(ending), where)

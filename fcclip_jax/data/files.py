@@ -22,6 +22,14 @@ def expect_folder(path: Path, layout: str = "") -> Path:
     return path
 
 
+def plain_name(name: object, where: Path | str) -> str:
+    """`name`, for files that are written under it. Raises DataError, naming the file `where` it stands, when it is no
+    plain file name: a folder in it could lead anywhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise DataError(where, f"has {name!r:.80} where the plain name of a file is expected")
+    return name
+
+
 def list_files(folder: Path, pattern: str, layout: str = "") -> list[Path]:
     """The files that match, sorted, without hidden ones. Raises DataError when there is no folder or no such file."""
     expect_folder(folder, layout)

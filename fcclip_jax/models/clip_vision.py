@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fcclip_jax.models.layers import PatchConv, layer_norm
+from fcclip_jax.models.layers import PatchConv, gelu, layer_norm
 from fcclip_jax.ops.depthwise_conv import depthwise_conv
 from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.structures import Features
@@ -52,7 +52,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B H W"] | None = None) -> Array:
         x = zero_outside(x, inside)
         y = self.fc1(self.norm(self.depthwise(x)))
-        y = self.fc2(jax.nn.gelu(y, approximate=False))
+        y = self.fc2(gelu(y))
         return x + y * self.gamma[...].astype(y.dtype)
 
 
@@ -116,7 +116,7 @@ class ClipVision(nnx.Module):
         x = self.head_norm(pooled)
         if self.head_linear is not None:
             return self.head_linear(x)
-        return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False))
+        return self.head_fc2(gelu(self.head_fc1(x)))
 
     def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
         """CLIP's own image embedding, of the whole image, not normalised."""

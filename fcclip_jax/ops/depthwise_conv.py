@@ -1,9 +1,10 @@
 """Depthwise convolution, stride 1, zero padding, by the formulation that the platform runs fastest."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from fcclip_jax.ops.platform import by_platform
 
 
 def depthwise_conv_shifts(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
@@ -37,6 +38,4 @@ def depthwise_conv_grouped(x: Float[Array, "B H W C"], kernel: Float[Array, "k k
 
 def depthwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
     """Cross-correlates each channel with its own odd `k x k` kernel; the output has the input's size."""
-    if jax.default_backend() == "cpu":
-        return depthwise_conv_shifts(x, kernel)
-    return depthwise_conv_grouped(x, kernel)
+    return by_platform(x, kernel, cpu=depthwise_conv_shifts, other=depthwise_conv_grouped)

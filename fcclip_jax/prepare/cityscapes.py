@@ -10,7 +10,7 @@ from fcclip_jax.data.evaluation_record import CROWD_BELOW, look_up
 from fcclip_jax.data.files import list_files, read_file
 from fcclip_jax.data.records import DataError
 from fcclip_jax.prepare.conversion import Conversion, Job, write_image
-from fcclip_jax.prepare.segments import segment_info
+from fcclip_jax.prepare.segments import regions
 from fcclip_jax.vocabulary import Vocabulary
 
 IGNORED = 255
@@ -88,16 +88,18 @@ def _panoptic(source: Path, output: Path, categories: list[dict]) -> dict:
     """Segment ids are the instance ids; regions of things that are not parted are crowds; the rest is void."""
     ids = decode_labels(read_file(source), str(source)).astype(np.int32)
     isthing = {category["id"]: category["isthing"] for category in categories}
-    kept, segments = np.zeros_like(ids), []
-    for id_ in np.unique(ids).tolist():
+    segments = []
+    for id_, region in regions(ids).items():
         label = id_ if id_ < CROWD_BELOW else id_ // CROWD_BELOW
         if not 0 <= label < LABELS:
             raise DataError(source, f"holds the instance id {id_}, whose label {label} Cityscapes does not have")
         if label in isthing:
-            mask = ids == id_
-            kept[mask] = id_
-            segments.append(segment_info(id_, label, mask, int(id_ < CROWD_BELOW and isthing[label])))
-    write_image(output, id_to_rgb(kept))
+            crowd = int(id_ < CROWD_BELOW and isthing[label])
+            segments.append({"id": id_, "category_id": label} | region | {"iscrowd": crowd})
+    # 16 bits hold all instance ids.
+    kept = np.zeros(1 << 16, np.int32)
+    kept[[segment["id"] for segment in segments]] = [segment["id"] for segment in segments]
+    write_image(output, id_to_rgb(kept[ids]))
     stem = source.name.removesuffix("_gtFine_instanceIds.png")
     size = {"width": ids.shape[1], "height": ids.shape[0]}
     return {

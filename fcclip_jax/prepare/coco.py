@@ -8,7 +8,7 @@ import numpy as np
 
 from fcclip_jax.data.annotation_maps import decode_ids, decode_labels, runs
 from fcclip_jax.data.evaluation_record import look_up
-from fcclip_jax.data.files import expect_folder, json_entries, list_files, read_file, read_json
+from fcclip_jax.data.files import expect_folder, json_entries, list_files, plain_name, read_file, read_json
 from fcclip_jax.data.records import DataError
 from fcclip_jax.prepare.conversion import Conversion, Job, write_image
 from fcclip_jax.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ def semantic_from_panoptic(root: Path, split: str) -> list[Job]:
     conversions = []
     for entry in json_entries(annotations, read_json(annotations, PANOPTIC_LAYOUT), "annotations"):
         try:
-            name = entry["file_name"]
+            name = plain_name(entry["file_name"], annotations)
             segments = tuple((segment["id"], segment["category_id"]) for segment in entry["segments_info"])
         except (KeyError, TypeError) as error:
             raise DataError(annotations, f"not a COCO panoptic file: {type(error).__name__} {error}") from error

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from fcclip_jax.data.annotation_maps import decode_labels
 from fcclip_jax.data.benchmarks import SPLITS
 from fcclip_jax.data.evaluation_record import look_up
-from fcclip_jax.data.files import expect_folder, json_entries, list_files, read_file, read_json
+from fcclip_jax.data.files import expect_folder, json_entries, list_files, plain_name, read_file, read_json
 from fcclip_jax.data.records import DataError
 from fcclip_jax.prepare.conversion import Conversion, Job, copy_file, write_image
 from fcclip_jax.prepare.segments import check_size, stored_size
@@ -44,7 +44,8 @@ def pascal_voc(root: Path, split: str, kind: int) -> list[Job]:
     table[1 : VOC_CLASSES + 1] = np.arange(1, VOC_CLASSES + 1) - (kind == VOC_CLASSES)
     table[0], table[255] = (255 if kind == VOC_CLASSES else 0), 255
     conversions = []
-    for name in names.read_text(encoding="utf-8").split():
+    for line in names.read_text(encoding="utf-8").split():
+        name = plain_name(line, names)
         sources = base / f"JPEGImages/{name}.jpg", base / f"SegmentationClass/{name}.png"
         outputs = made / "images" / folder / f"{name}.jpg", made / f"annotations_pascal{kind}" / folder / f"{name}.png"
         conversions.append(Conversion(name, outputs, partial(_voc, *sources, *outputs, table)))
@@ -69,7 +70,7 @@ def pascal_context_59(root: Path, split: str) -> list[Job]:
         for entry in json_entries(path, content, "annos_segmentation", "the file of PASCAL in Detail"):
             masks[entry["image_id"]].append((entry["category_id"], entry["segmentation"]))
         images = [
-            (image["image_id"], image["file_name"])
+            (image["image_id"], plain_name(image["file_name"], path))
             for image in json_entries(path, content, "images", "the file of PASCAL in Detail")
             if image["phase"] == split
         ]

@@ -134,6 +134,7 @@ REFUSED = [
     ),
     (JSON, lambda path: edit(path, annotation("image_id", 7)), "image 7, which its `images` do not list"),
     (JSON, lambda path: edit(path, lambda c: c["annotations"][0].pop("segments_info")), "KeyError 'segments_info'"),
+    (JSON, lambda path: edit(path, annotation("file_name", "../x.png")), "plain name of a file is expected"),
     (INSTANCES, lambda path: path.unlink(), "expected under the root folder"),
     (INSTANCES, lambda path: edit(path, drop_category), "has 79 categories where the vocabulary has 80 classes"),
     (INSTANCES, lambda path: edit(path, annotation("image_id", 9)), "image 9, which its `images` do not list"),

@@ -182,6 +182,34 @@ def test_a_bad_file_is_named_and_can_be_skipped(downloads, tmp_path, prepare, da
             Image.open(path).load()
 
 
+def climb(key):
+    def change(content):
+        content[key][0]["file_name"] = "../../elsewhere.png"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path", "spoil"),
+    [
+        ("coco_panoptic", COCO_JSON, lambda path: spoil_json(path.parent, path.name, climb("annotations"))),
+        (
+            "pascal_context_59",
+            f"{CONTEXT}/trainval_merged.json",
+            lambda path: spoil_json(path.parent, path.name, climb("images")),
+        ),
+        ("pascal_voc_21", f"{VOC}/ImageSets/Segmentation/val.txt", lambda path: path.write_text("../../elsewhere")),
+    ],
+)
+def test_nothing_is_written_outside(downloads, tmp_path, prepare, dataset, path, spoil):
+    root = shutil.copytree(downloads / dataset, tmp_path / "root")
+    spoil(root / path)
+    before = set(tmp_path.rglob("*"))
+    code, _, err = prepare(dataset, "--root", root, "--split", "val")
+    assert code == 2 and set(tmp_path.rglob("*")) == before
+    assert_one_error(err, path, "where the plain name of a file is expected")
+
+
 def test_an_unknown_data_set_and_folder(tmp_path, prepare):
     code, _, err = prepare("ade20k", "--root", tmp_path)
     assert code == 2
