@@ -17,7 +17,15 @@ from tests.own_process import finish, shared_folder
 from tests.training.train_process import metrics, start_training, wait_for_steps
 
 STEPS = 24
-OVERRIDES = (f"steps={STEPS}", "checkpoint_every=5", "optimizer.milestones=(18,)")
+# Rounding can tip a decision (a pixel at a mask's threshold, points of equal uncertainty), and from there on runs differ:
+# with seed 0 two processes leave one at step 7. A small learning rate, as in test_sharded, keeps masks from moving far.
+OVERRIDES = (
+    f"steps={STEPS}",
+    "checkpoint_every=5",
+    "optimizer.milestones=(18,)",
+    "seed=1",
+    "optimizer.learning_rate=1e-4",
+)
 FCCLIP = str(Path(sys.executable).with_name("fcclip"))
 LOST_AFTER = 15
 # For the others to end when one is gone; the processes share two cores with whatever else runs.
