@@ -17,8 +17,8 @@ from tests.own_process import finish, shared_folder
 from tests.training.train_process import metrics, start_training, wait_for_steps
 
 STEPS = 24
-# Rounding can tip a decision (a pixel at a mask's threshold, points of equal uncertainty). At the usual learning rate two
-# runs part there (seen at step 7 of seed 0); at a small one the next steps agree again.
+# Rounding can tip a decision (a pixel at a mask's threshold, points of equal uncertainty). At the usual learning rate
+# two runs part there (seen at step 7 of seed 0); at a small one the next steps agree again.
 SMALL_STEPS = ("seed=1", "optimizer.learning_rate=1e-4")
 OVERRIDES = (f"steps={STEPS}", "checkpoint_every=5", "optimizer.milestones=(18,)", *SMALL_STEPS)
 FCCLIP = str(Path(sys.executable).with_name("fcclip"))
