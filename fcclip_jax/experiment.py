@@ -77,6 +77,7 @@ def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | N
     if jax.process_index() == 0:
         export(local_part(workdir), model_config(config), params, towers, vocabulary, config)
         upload(workdir, *EXPORTED)
+        log.info("the model is in %s", workdir / "model")
     return 0
 
 
@@ -362,4 +363,3 @@ def export(
     done = subprocess.run([*command, "--output", str(workdir / "fcclip.safetensors")], capture_output=True, text=True)
     if done.returncode:
         log.warning("%s/fcclip.safetensors was not written: %s", workdir, done.stderr.strip())
-    log.info("the model is in %s", workdir / "model")
