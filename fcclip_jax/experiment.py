@@ -1,7 +1,5 @@
 """From a configuration to a run: the only reader of a ConfigDict (configuration.py makes and checks it)."""
 
-import dataclasses
-import difflib
 import json
 import logging
 import subprocess
@@ -17,15 +15,24 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fcclip_jax.configuration import CHECKPOINTS, ConfigError, base_config, claim, load_config
+from fcclip_jax.configuration import (
+    CHECKPOINTS,
+    ConfigError,
+    base_config,
+    claim,
+    fields,
+    load_config,
+    model_config,
+)
 from fcclip_jax.data.drawn import draw_dataset
 from fcclip_jax.data.loader import TrainLoader, make_loader
 from fcclip_jax.data.sources import CocoPanopticSource, PanopticSource, TfdsPanopticSource
 from fcclip_jax.losses.criterion import CriterionConfig
 from fcclip_jax.models import weights
 from fcclip_jax.models.clip_text import ClipText
-from fcclip_jax.models.fcclip import FCCLIP, VARIANTS, FCCLIPConfig
+from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
 from fcclip_jax.models.text_classifier import TextClassifier
+from fcclip_jax.pretraining import run_contrastive
 from fcclip_jax.run_evaluation import RunEvaluation
 from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
@@ -52,6 +59,8 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
         TrainingStopped: a loss is not finite.
     """
     workdir = Path(workdir)
+    if config.task == "contrastive":
+        return run_contrastive(config, workdir)
     run, data, towers, vocabulary = build(config, workdir)
     try:
         state, complete = train(run)
@@ -79,7 +88,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
-    optimizer_config = _fields(OptimizerConfig, config.optimizer)
+    optimizer_config = fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
     state = train_state.init_state(
         model,
@@ -97,7 +106,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
     watch = _watch(config, workdir, model, towers, vocabulary, mesh, source)
     data = _loader(config, source)
     run = Run(
-        config=_fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
+        config=fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
         graphdef=graphdef,
         optimizer=optimizer,
         schedule=learning_rate_schedule(optimizer_config),
@@ -145,12 +154,6 @@ def _by_name(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
-def _fields(kind: type, config: ConfigDict, **others: Any) -> Any:
-    """A dataclass filled with those keys of `config` that it has."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in config and field.name not in others]
-    return kind(**{name: config[name] for name in names}, **others)
-
-
 def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
     data = config.data
     return make_loader(
@@ -167,20 +170,6 @@ def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
         max_scale=data.max_scale,
         flip_probability=data.flip,
     )
-
-
-def model_config(config: ConfigDict) -> FCCLIPConfig:
-    """The variant, with the configuration's number of queries."""
-    if config.model.variant not in VARIANTS:
-        near = difflib.get_close_matches(config.model.variant, VARIANTS, n=1, cutoff=0)
-        raise ConfigError(
-            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(VARIANTS)}"
-        )
-    model = VARIANTS[config.model.variant]
-    if config.model.queries:
-        decoder = dataclasses.replace(model.transformer_decoder, queries=config.model.queries)
-        model = dataclasses.replace(model, transformer_decoder=decoder)
-    return model
 
 
 def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabulary]:

@@ -89,6 +89,15 @@ VARIANTS: dict[str, FCCLIPConfig] = {
             pixel_decoder=PixelDecoderConfig(width=32, layers=2, heads=4),
             transformer_decoder=TransformerDecoderConfig(width=32, queries=10, layers=2, heads=4, feedforward=64),
         ),
+        # Of the small world (fcclip_jax/world), trained from scratch.
+        FCCLIPConfig(
+            name="convnext_emoji",
+            embed_dim=128,
+            vision=VisionConfig((1, 1, 3, 2), (32, 64, 128, 256), "linear", 192, layer_scale=1.0),
+            text=TextConfig(width=64, heads=4, layers=1),
+            pixel_decoder=PixelDecoderConfig(width=64, layers=2, heads=4),
+            transformer_decoder=TransformerDecoderConfig(width=64, queries=20, layers=3, heads=4, feedforward=256),
+        ),
     )
 }
 
