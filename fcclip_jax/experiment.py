@@ -41,6 +41,9 @@ from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedul
 from fcclip_jax.training.overview import parameter_table
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
+from fcclip_jax.world.names import vocabulary as world_vocabulary
+from fcclip_jax.world.scenes import Recipe
+from fcclip_jax.world.source import SceneSource
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +145,8 @@ def _watch(
     validation = config.validation
     if config.eval_every and config.data.kind == "drawn":
         source, _ = _drawn(config, workdir, seed=config.seed + 1)
+    elif config.eval_every and config.data.kind == "emoji":
+        source = _emoji(config, seed=config.seed + 1)
     elif config.eval_every:
         paths = (validation.images, validation.panoptic, validation.annotations)
         source = CocoPanopticSource(*paths, vocabulary, skip_bad=config.data.skip_bad)
@@ -176,11 +181,20 @@ def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabula
     data = config.data
     if data.kind == "drawn":
         return _drawn(config, workdir, config.seed)
+    if data.kind == "emoji":
+        return _emoji(config, config.seed), world_vocabulary(seen_only=True)
     vocabulary = Vocabulary.parse(data.labels)
     if data.kind == "coco":
         paths = (data.images, data.panoptic, data.annotations)
         return CocoPanopticSource(*paths, vocabulary, skip_bad=data.skip_bad), vocabulary
     return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
+
+
+def _emoji(config: ConfigDict, seed: int) -> PanopticSource:
+    """Scenes of seen things alone."""
+    size = config.data.image_size
+    recipe = Recipe(size, size, count=(1, 4), size=(size // 5, size * 3 // 5))
+    return SceneSource(config.data.sprites, recipe, seed=seed, seen_only=True)
 
 
 def _drawn(config: ConfigDict, workdir: Path, seed: int) -> tuple[PanopticSource, Vocabulary]:

@@ -6,7 +6,7 @@ and threads load, changes nothing in it, so the step is all the state there is.
 
 import dataclasses
 import weakref
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -97,6 +97,7 @@ class TrainBatches:
         raise last
 
 
+@runtime_checkable
 class StepBatches(Protocol):
     """Batches by their step, a dataclass: `first_step` is added to what is asked for, `order` names what the batches
     depend on."""

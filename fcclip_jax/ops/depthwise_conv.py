@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -34,7 +35,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return depthwise_conv_shifts(x, kernel), (x, kernel)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(kept: tuple[Array, Array], gradient: ArrayLike) -> tuple[Array, Array]:
     """To x the same shifts with the kernel turned round; to the kernel one product and sum a tap, in a scan: side by
     side they would be 49 copies of x."""
     x, kernel = kept
@@ -49,7 +50,7 @@ def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]
         return None, ones @ product  # as a product of matrices the sum uses all cores
 
     _, to_kernel = lax.scan(of_tap, None, jnp.arange(size * size))
-    to_x = depthwise_conv_shifts(gradient, kernel[::-1, ::-1])
+    to_x = depthwise_conv_shifts(jnp.asarray(gradient), kernel[::-1, ::-1])
     return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 

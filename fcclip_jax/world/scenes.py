@@ -121,7 +121,7 @@ def _paste(rng, sprites, recipe, canvas, rows, drawn: list[int], row: int, kind:
 
 
 def _still_visible(rows: np.ndarray, row: int, hidden: np.ndarray, drawn: int) -> bool:
-    return hidden[row] == 0 or (rows == row).sum() - hidden[row] >= _VISIBLE * drawn
+    return bool(hidden[row] == 0 or (rows == row).sum() - hidden[row] >= _VISIBLE * drawn)
 
 
 def turned(

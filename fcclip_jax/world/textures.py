@@ -15,7 +15,7 @@ _BANK_SEED = 3
 Noise = Float[np.ndarray, "E E"]
 
 
-def smooth_noise(rng: np.random.Generator, edge: int, cell: float) -> Noise:
+def smooth_noise(rng: np.random.Generator, edge: int, cell: int) -> Noise:
     """Values about 0, of deviation about 1, that change over about `cell` pixels."""
     coarse = max(2, round(edge / cell) + 1)
     noise = Image.fromarray(rng.standard_normal((coarse, coarse)).astype(np.float32))
