@@ -1,0 +1,92 @@
+"""A plain vision transformer (arXiv 2010.11929) in the place of the ConvNeXt: what FC-CLIP's section 3.1 argues against.
+
+Its maps all come from the last layer, resized. The position embedding was learned for one size and is stretched to
+others, which is where it suffers.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fcclip_jax.models.layers import MultiHeadAttention, PatchConv, layer_norm
+from fcclip_jax.ops.resize import resize_bilinear
+from fcclip_jax.structures import Features
+
+_STRIDES = (4, 8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of the tower; `image_size`, a multiple of `patch`, is what the position embedding is learned for."""
+
+    width: int
+    heads: int
+    layers: int
+    image_size: int
+    patch: int = 16
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of res2 to res5."""
+        return (self.width,) * 4
+
+
+class Block(nnx.Module):
+    """LayerNorm and self-attention, LayerNorm and a four-fold MLP with exact GELU, both residual."""
+
+    def __init__(self, config: ViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        width = config.width
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attention = MultiHeadAttention(width, config.heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y)
+        return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+
+
+class ClipViT(nnx.Module):
+    """Images to the same record of maps as `ClipVision`; pooled vectors of the last one to the joint space."""
+
+    def __init__(self, config: ViTConfig, embed_dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        side = config.image_size // config.patch
+        self.patch = config.patch
+        self.stem = PatchConv(3, config.width, config.patch, dtype=dtype, rngs=rngs)
+        positions = 0.02 * jax.random.normal(rngs.params(), (side, side, config.width))
+        self.positional_embedding = nnx.Param(positions)
+        self.blocks = nnx.List(Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers))
+        self.head_norm = layer_norm(config.width, dtype=dtype, rngs=rngs)
+        self.head_linear = nnx.Linear(config.width, embed_dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Features:
+        """Normalised images, H and W multiples of 32, to maps of strides 4 to 32, all of one width."""
+        stem = self.stem(images)
+        batch, height, width, channels = stem.shape
+        positions = resize_bilinear(self.positional_embedding[...], height, width, axes=(0, 1))
+        x = (stem + positions.astype(stem.dtype)).reshape(batch, height * width, channels)
+        for block in self.blocks:
+            x = block(x)
+        x = x.reshape(stem.shape)
+        return Features(stem, *(self._at_stride(x, stride) for stride in _STRIDES))
+
+    def _at_stride(self, x: Float[Array, "B h w D"], stride: int) -> Float[Array, "B H W D"]:
+        batch, height, width, channels = x.shape
+        if stride > self.patch:  # means, so that every token counts
+            times = stride // self.patch
+            return x.reshape(batch, height // times, times, width // times, times, channels).mean((2, 4))
+        times = self.patch // stride
+        return resize_bilinear(x, height * times, width * times, axes=(1, 2))
+
+    def project(self, pooled: Float[Array, "*A C"]) -> Float[Array, "*A E"]:
+        """Pooled vectors of res5 to image embeddings, not normalised."""
+        return self.head_linear(self.head_norm(pooled))
+
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+        """The embedding of the whole image, the mean over its tokens, not normalised."""
+        return self.project(self(images).res5.mean(axis=(1, 2)))
