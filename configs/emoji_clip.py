@@ -4,8 +4,8 @@
     fcclip train --config configs/emoji_clip.py --workdir runs/emoji_clip
 
 This stands for CLIP's pre-training on the web: pictures and captions of all names, without masks or places. Told to
-stop (Ctrl-C) it saves, writes `towers`, and the same command goes on; the learning rate is constant and what counts is the
-moving average, so any length will do.
+stop (Ctrl-C) it saves, writes `towers`, and the same command goes on; the learning rate is constant and what counts is
+the moving average, so any length will do.
 """
 
 from fcclip_jax.experiment import base_config

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fcclip_jax.models.fcclip import VARIANTS, FCCLIPConfig
+from fcclip_jax.models.fcclip import EMOJI_VARIANTS, VARIANTS, FCCLIPConfig
 from fcclip_jax.training.optimizer import OptimizerConfig
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
@@ -320,12 +320,13 @@ def fields(kind: type, config: ConfigDict, **others: Any) -> Any:
 
 def model_config(config: ConfigDict) -> FCCLIPConfig:
     """The variant, with the configuration's number of queries."""
-    if config.model.variant not in VARIANTS:
-        near = difflib.get_close_matches(config.model.variant, VARIANTS, n=1, cutoff=0)
+    known = VARIANTS | EMOJI_VARIANTS
+    if config.model.variant not in known:
+        near = difflib.get_close_matches(config.model.variant, known, n=1, cutoff=0)
         raise ConfigError(
-            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(VARIANTS)}"
+            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(known)}"
         )
-    model = VARIANTS[config.model.variant]
+    model = known[config.model.variant]
     if config.model.queries:
         decoder = dataclasses.replace(model.transformer_decoder, queries=config.model.queries)
         model = dataclasses.replace(model, transformer_decoder=decoder)

@@ -10,7 +10,6 @@ The expensive part knows no words: `encode` an image once, then `name` it with a
 """
 
 import dataclasses
-import functools
 import logging
 import os
 import tempfile
@@ -24,10 +23,10 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from fcclip_jax import visualization
-from fcclip_jax.data import transforms
+from fcclip_jax.compiled_model import CompiledModel
+from fcclip_jax.data import buckets, transforms
 from fcclip_jax.models import weights
-from fcclip_jax.models.fcclip import FCCLIP, VARIANTS, Forward
-from fcclip_jax.models.mask_classifier import Classification
+from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.results.results import TASKS, compute_results
 from fcclip_jax.structures import Instance, MaskPredictions, Segment
@@ -66,12 +65,14 @@ class PanopticMap(np.ndarray):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImage:
-    """One image after the forward pass, before any word: the predictions (batch of 1), and `network_size`, the
-    `(height, width)` it had in the network before padding."""
+    """One image after the forward pass, before any word: the predictions (batch of 1, on one device), `network_size`,
+    the `(height, width)` it had in the network before padding, and `padded_size`, with the padding to multiples of 32.
+    The masks may be stored larger; what lies beyond `padded_size` / 4 is filling."""
 
     image: np.ndarray
     predictions: MaskPredictions
     network_size: tuple[int, int]
+    padded_size: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,54 +109,6 @@ class Result:
         raise ValueError("there is nothing to draw: ask for the panoptic or the semantic task")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Programs:
-    """The compiled functions of one architecture; the model's state is their first argument."""
-
-    predict: Callable[..., list[MaskPredictions]]
-    forward: Callable[..., Forward]
-    classify: Callable[..., Classification]
-    layer_logits: Callable[..., list[jax.Array]]
-    encode_text: Callable[..., jax.Array]
-
-
-@functools.lru_cache(maxsize=8)
-def _programs(graphdef: nnx.GraphDef) -> _Programs:
-    """Models of one architecture share their programs, each compiled on first use for every shape it meets."""
-
-    def compiled(function: Callable, **options: Any) -> Callable:
-        @functools.wraps(function)
-        def exact(state: nnx.State, *args):
-            # float32 means float32: without this, accelerators multiply in tf32 or bfloat16.
-            with jax.default_matmul_precision("float32"):
-                return function(nnx.merge(graphdef, state), *args)
-
-        return jax.jit(exact, **options)
-
-    def predict(model: FCCLIP, images: jax.Array) -> list[MaskPredictions]:
-        batch = model(images).predictions
-        return [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(len(images))]
-
-    def layer_logits(model: FCCLIP, class_embeds, rows, synonym_to_class, count: int) -> list[jax.Array]:
-        return [model.in_vocabulary_logits(x, rows, synonym_to_class, count) for x in class_embeds]
-
-    def encode_text(model: FCCLIP, tokens: jax.Array) -> jax.Array:
-        return model.clip.text(tokens)
-
-    # XLA's default schedule on CPU runs independent parts side by side and keeps their buffers: at 800 x 1216 that is
-    # 1.3 GB more for ConvNeXt-L and no faster (measured).
-    on_cpu = jax.default_backend() == "cpu"
-    frugal = {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
-
-    return _Programs(
-        predict=compiled(predict, compiler_options=frugal),
-        forward=compiled(FCCLIP.__call__),
-        classify=compiled(FCCLIP.classify),
-        layer_logits=compiled(layer_logits, static_argnums=4),
-        encode_text=compiled(encode_text),
-    )
-
-
 def _open_cache(cache_dir: str | os.PathLike | None) -> Path:
     """The cache folder. Has jax keep compiled programs there between runs, unless it was told a place already."""
     cache = cache_directory() if cache_dir is None else Path(cache_dir)
@@ -175,7 +128,8 @@ def _open_cache(cache_dir: str | os.PathLike | None) -> Path:
 
 
 class Segmenter:
-    """A model, compiled on first use for each padded image size, with its text cache."""
+    """A model, compiled on first use for each of the few shapes that images are stored in (data/buckets.py), with its
+    text cache."""
 
     def __init__(
         self,
@@ -186,19 +140,31 @@ class Segmenter:
         min_size: int = 800,
         max_size: int = 1333,
         cache_dir: str | os.PathLike | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
-        """`min_size` is the length, in pixels, that the shorter edge has in the network, `max_size` the most that the
-        longer edge may have, which comes first. `cache_dir` as `cache_directory()`, which is the default."""
+        """
+        Args:
+            card, graphdef, state: the model; `from_checkpoint` reads them.
+            min_size: the length, in pixels, that the shorter edge has in the network.
+            max_size: the most that the longer edge may have, which comes first.
+            cache_dir: as `cache_directory()`, which is the default.
+            devices: of this process, that share the batches of a stream; jax's first one where None.
+        """
         self.card, self.min_size, self.max_size = card, min_size, max_size
         self.train_vocabulary = Vocabulary.from_dict(card.train_classes) if card.train_classes else None
-        self._state, self._run = state, _programs(graphdef)
+        self._model = CompiledModel(graphdef, state, devices)
         cache = _open_cache(cache_dir)
         self._text = TextClassifier(
-            lambda tokens: self._run.encode_text(self._state, tokens),
+            self._model.encode_text,
             embed_dim=card.config.embed_dim,
             fingerprint=card.text_sha256,
             cache_dir=cache / "text",
         )
+
+    @property
+    def device_count(self) -> int:
+        """Devices that share a batch: `stream` takes batch sizes that are a multiple of it."""
+        return self._model.device_count
 
     @classmethod
     def from_checkpoint(cls, directory: str | os.PathLike, **options: Any) -> "Segmenter":
@@ -262,11 +228,12 @@ class Segmenter:
     ) -> Result:
         """Names the masks of an encoded image with a vocabulary; arguments as in a call of the segmenter."""
         words = Vocabulary.parse(vocabulary, stuff)
-        log_probs = self._run.classify(self._state, encoded.predictions, *self._text_arguments(words)).class_log_probs
+        log_probs = self._model.classify(encoded.predictions, *self._text_arguments(words)).class_log_probs
         found = compute_results(
             encoded.predictions.masks[0],
             log_probs[0],
             network_size=encoded.network_size,
+            padded_size=encoded.padded_size,
             output_size=encoded.image.shape[:2],
             names=words.names,
             isthing=words.isthing,
@@ -295,22 +262,25 @@ class Segmenter:
         batch_size: int = 1,
         **options: Any,
     ) -> Iterator[tuple[int, Result]]:
-        """Segments many photos, in batches of equal padded size, yielding (index, result) as they are ready.
+        """Segments many photos, in batches of one stored shape, yielding (index, result) as they are ready.
 
         The device works on one batch while the host finishes the one before and reads the next photos. An image's
-        result is the one it would have alone. Photos wait for others of their padded size up to a gigabyte in all, so
-        with `batch_size` above 1 the results are not in order.
+        result is the one it would have alone. Photos wait for others of their shape up to a gigabyte in all, so with
+        `batch_size` above 1 the results are not in order.
 
         Args:
-            batch_size: photos at a time. A batch that cannot be filled is filled up with copies, so that there is one
-                program to compile for each padded size.
+            batch_size: photos at a time, of all devices together. A batch that cannot be filled is filled up with
+                copies, so that there is one program to compile for each shape.
             options: `tasks`, `overlap_threshold` and `object_threshold`, as in a call of the segmenter.
 
         Raises:
-            ValueError: as a call of the segmenter, at the first image that cannot be used.
+            ValueError: as a call of the segmenter, at the first image that cannot be used; a batch that the devices
+                cannot share.
         """
         if batch_size < 1:
             raise ValueError(f"a batch has at least one photo, not {batch_size}")
+        if batch_size % self.device_count:
+            raise ValueError(f"{self.device_count} devices cannot share batches of {batch_size} evenly")
         words = Vocabulary.parse(vocabulary, stuff)
         self._text.rows(words)
         running: list[tuple[int, EncodedImage]] = []
@@ -325,12 +295,12 @@ class Segmenter:
         yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
     def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:
-        """Photos of one padded size, with their places among `images`; up to `batch_size` of them."""
+        """Photos of one stored shape, with their places among `images`; up to `batch_size` of them."""
         waiting: dict[tuple[int, ...], list[tuple[int, _Input]]] = {}
         size = 0
         for index, image in enumerate(images):
             prepared = self._preprocess(image)
-            group = waiting.setdefault(prepared.padded.shape, [])
+            group = waiting.setdefault(prepared.stored.shape, [])
             group.append((index, prepared))
             size += prepared.nbytes
             while waiting and (len(group) == batch_size or size > _WAITING_BYTES):
@@ -349,7 +319,8 @@ class Segmenter:
         class_log_probs `[1,Q,K+1]`.
         """
         words = Vocabulary.parse(vocabulary)
-        return self.intermediates(self._preprocess(image).padded[None], *self._text_arguments(words))
+        padded = transforms.pad_to_multiple(transforms.normalize(self._resize(image)))
+        return self.intermediates(padded[None], *self._text_arguments(words))
 
     def intermediates(
         self,
@@ -359,25 +330,7 @@ class Segmenter:
         seen: Bool[np.ndarray, "K"],
     ) -> dict[str, Any]:
         """What `forward` returns, for a normalised and padded batch and unit text rows."""
-        out = self._run.forward(self._state, inputs)
-        named = self._run.classify(self._state, out.predictions, rows, synonym_to_class, seen)
-        logits = self._run.layer_logits(self._state, out.decoder.class_embeds, rows, synonym_to_class, len(seen))
-        arrays = {
-            **{f.name: getattr(out.features, f.name) for f in dataclasses.fields(out.features)},
-            **{f.name: getattr(out.pixels, f.name) for f in dataclasses.fields(out.pixels)},
-            "queries": out.decoder.queries,
-            "masks": out.decoder.masks,
-            "blocked": out.decoder.blocked,
-            "logits": logits,
-            "pooled": out.pooled,
-            "clip_embed": out.predictions.clip_embed,
-            "out_vocabulary_logits": named.out_vocabulary,
-            "class_log_probs": named.class_log_probs,
-        }
-        return {
-            key: [np.asarray(x) for x in value] if isinstance(value, list | tuple) else np.asarray(value)
-            for key, value in arrays.items()
-        }
+        return self._model.intermediates(inputs, rows, synonym_to_class, seen)
 
     def _text_arguments(self, words: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seen = (
@@ -387,27 +340,40 @@ class Segmenter:
         )
         return self._text.rows(words), words.synonym_to_class, seen
 
+    def _resize(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+        return transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
+
     def _preprocess(self, image: np.ndarray) -> "_Input":
-        resized = transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
-        return _Input(image, transforms.pad_to_multiple(transforms.normalize(resized)), resized.shape[:2])
+        resized = self._resize(image)
+        size = resized.shape[:2]
+        shape = buckets.bucket(*size, self.min_size, self.max_size)
+        return _Input(image, buckets.fill(transforms.normalize(resized), shape), size, buckets.extent(*size))
 
     def _encode(self, inputs: Sequence["_Input"]) -> list[EncodedImage]:
-        """Starts the device; the predictions are there when they are first looked at."""
-        predictions = self._run.predict(self._state, np.stack([x.padded for x in inputs]))
-        return [EncodedImage(x.image, found, x.size) for x, found in zip(inputs, predictions, strict=True)]
+        """Starts the devices; the predictions are there when they are first looked at."""
+        # Fewer photos than devices: copies fill up, as in a stream.
+        filled = [*inputs, *[inputs[-1]] * (-len(inputs) % self.device_count)]
+        images = np.stack([x.stored for x in filled])
+        extent = np.array([x.padded_size for x in filled], np.int32)
+        predictions = self._model.predict(images, extent)[: len(inputs)]
+        return [
+            EncodedImage(x.image, found, x.size, x.padded_size) for x, found in zip(inputs, predictions, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Input:
-    """A photo, what the network gets of it, and the size, `(height, width)`, that it has there without padding."""
+    """A photo, what the network gets of it, and the size, `(height, width)`, that it has there without padding and with
+    the padding to multiples of 32."""
 
     image: np.ndarray
-    padded: np.ndarray
+    stored: np.ndarray
     size: tuple[int, int]
+    padded_size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        return self.image.nbytes + self.padded.nbytes
+        return self.image.nbytes + self.stored.nbytes
 
 
 def _checked(image: Any) -> UInt8[np.ndarray, "H W 3"]:

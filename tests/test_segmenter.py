@@ -15,7 +15,7 @@ from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from tests.pictures import photo
 
 WORDS = ["cup", "saucer,plate", "table [stuff]"]
-# Every photo that is not very elongated is padded to 64 x 64: one program to compile.
+# Every photo is stored in 64 x 64: one program to compile.
 SIZES = {"min_size": 64, "max_size": 64}
 
 
@@ -130,7 +130,7 @@ def test_seen_classes_lean_on_the_other_classifier(segmenter):
     assert seen.tolist() == [True, False]
     predictions = segmenter.encode(photo(90, 120)).predictions
     right, wrong = (
-        segmenter._run.classify(segmenter._state, predictions, rows, classes, flags).class_log_probs
+        segmenter._model.classify(predictions, rows, classes, flags).class_log_probs
         for flags in (seen, np.zeros(2, bool))
     )
     assert np.abs(right - wrong).max() > 1e-3
@@ -191,7 +191,7 @@ def test_the_longer_edge_wins_over_the_shorter(tiny_model, private_cache):
 
 # ---------------------------------------------------------------------------------------------------- stream
 
-# One padded size in the network, several before padding, and a last batch that is not full.
+# One stored shape, several sizes in it with and without padding, and a last batch that is not full.
 SHAPES = [(90, 120), (60, 80), (44, 33), (60, 60), (96, 200)]
 
 
@@ -219,13 +219,32 @@ def test_a_stream_gives_what_each_photo_gives_alone(segmenter, alone, batch_size
         np.testing.assert_allclose([s.score for s in found.segments], [s.score for s in result.segments], atol=1e-5)
 
 
+def test_photos_of_many_sizes_share_a_batch(tiny_model, tmp_path):
+    # Two sizes in one bucket of 64 x 96; tests/models/test_extent.py has more, at every stage.
+    segmenter = Segmenter.from_checkpoint(tiny_model, cache_dir=tmp_path, min_size=64, max_size=96)
+    photos = [photo(60, 90, 1), photo(50, 200, 2)]
+    inputs = [segmenter._preprocess(image) for image in photos]
+    assert {x.stored.shape for x in inputs} == {(64, 96, 3)}
+    assert {x.padded_size for x in inputs} == {(64, 96), (32, 96)}
+    text = segmenter._text_arguments(Vocabulary.parse(WORDS))
+    for image, together in zip(photos, segmenter._encode(inputs), strict=True):
+        # The reference: the image alone, padded to multiples of 32 and no further.
+        alone = segmenter.forward(image, WORDS)
+        h, w = (size // 4 for size in together.padded_size)
+        assert alone["masks"][-1].shape[2:] == (h, w)
+        masks = np.asarray(together.predictions.masks)
+        np.testing.assert_allclose(masks[..., :h, :w], alone["masks"][-1], rtol=1e-4, atol=1e-4 * np.abs(masks).max())
+        found = segmenter._model.classify(together.predictions, *text).class_log_probs
+        np.testing.assert_allclose(found, alone["class_log_probs"], atol=2e-4)
+
+
 def test_class_probabilities_in_a_batch_are_those_alone(segmenter):
     photos = [photo(90, 120, seed) for seed in range(2)]
     text = segmenter._text_arguments(Vocabulary.parse(WORDS))
     together = segmenter._encode([segmenter._preprocess(image) for image in photos])
     for image, in_batch in zip(photos, together, strict=True):
         ours, alone = (
-            segmenter._run.classify(segmenter._state, encoded.predictions, *text).class_log_probs
+            segmenter._model.classify(encoded.predictions, *text).class_log_probs
             for encoded in (in_batch, segmenter.encode(image))
         )
         # As above; logits reach 100, float32 keeps seven digits.
@@ -242,7 +261,7 @@ def events(segmenter, monkeypatch):
     """What happens in a stream, in order; nothing is computed."""
     seen = []
     monkeypatch.setattr(segmenter, "max_size", 96)
-    encode = lambda inputs: (seen.append(("encode", len(inputs), inputs[0].padded.shape)), [None] * len(inputs))[1]  # noqa: E731
+    encode = lambda inputs: (seen.append(("encode", len(inputs), inputs[0].stored.shape)), [None] * len(inputs))[1]  # noqa: E731
     monkeypatch.setattr(segmenter, "_encode", encode)
     monkeypatch.setattr(segmenter, "name", lambda encoded, words, **options: seen.append("name"))
     return seen
@@ -267,7 +286,7 @@ def test_the_next_photo_is_read_while_the_device_works(segmenter, events):
     ]  # fmt: skip
 
 
-def test_every_padded_size_is_compiled_for_one_batch_size(segmenter, events):
+def test_every_stored_shape_is_compiled_for_one_batch_size(segmenter, events):
     shapes = [(90, 120), (120, 90), (60, 80), (80, 80), (80, 60), (33, 44), (70, 95), (40, 30)]
     photos = [photo(*shape) for shape in shapes]
     assert len(list(segmenter.stream(photos, WORDS, batch_size=3))) == len(photos)

@@ -60,7 +60,7 @@ def test_models_with_other_text_towers_share_no_words(tiny_model, tmp_path, embe
 
 def test_models_of_one_architecture_share_their_programs(tiny_model):
     first, second = (Segmenter.from_checkpoint(tiny_model) for _ in range(2))
-    assert first._run is second._run
+    assert first._model._run is second._model._run
 
 
 def test_where_the_caches_are(monkeypatch, tmp_path):

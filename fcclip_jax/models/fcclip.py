@@ -18,6 +18,7 @@ from fcclip_jax.models.clip_vit import ClipViT, ViTConfig
 from fcclip_jax.models.mask_classifier import Classification, class_logits, geometric_ensemble
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from fcclip_jax.models.transformer_decoder import DecoderOutput, TransformerDecoder, TransformerDecoderConfig
+from fcclip_jax.ops.extent import cells_inside
 from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, MaskPredictions, PixelDecoderOutput
@@ -50,13 +51,13 @@ class FCCLIPConfig:
             ValueError: a field is missing or unknown.
         """
         values = dict(values)
-        parts = {
-            "vision": ViTConfig if "patch" in values.get("vision", {}) else VisionConfig,
-            "text": TextConfig,
-            "pixel_decoder": PixelDecoderConfig,
-            "transformer_decoder": TransformerDecoderConfig,
-        }
         try:
+            parts = {
+                "vision": ViTConfig if "patch" in values["vision"] else VisionConfig,
+                "text": TextConfig,
+                "pixel_decoder": PixelDecoderConfig,
+                "transformer_decoder": TransformerDecoderConfig,
+            }
             for key, part in parts.items():
                 fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
                 values[key] = part(**fields)
@@ -101,7 +102,14 @@ VARIANTS: dict[str, FCCLIPConfig] = {
             pixel_decoder=PixelDecoderConfig(width=32, layers=2, heads=4),
             transformer_decoder=TransformerDecoderConfig(width=32, queries=10, layers=2, heads=4, feedforward=64),
         ),
-        # Of the small world (fcclip_jax/world), trained from scratch; the two image towers cost about the same.
+    )
+}
+
+# Of the small world (fcclip_jax/world), trained here from scratch, so that nothing is converted into them; the two
+# image towers cost about the same.
+EMOJI_VARIANTS: dict[str, FCCLIPConfig] = {
+    config.name: config
+    for config in (
         _emoji("convnext_emoji", VisionConfig((1, 1, 3, 2), (32, 64, 128, 256), "linear", 192, layer_scale=1.0)),
         _emoji("vit_emoji", ViTConfig(width=120, heads=4, layers=4, image_size=192)),
     )
@@ -152,16 +160,22 @@ class FCCLIP(nnx.Module):
         )
         self.void_embedding = nnx.Param(jax.random.normal(rngs.params(), (1, config.embed_dim)))
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Forward:
-        """Normalised images; H and W must be multiples of 32."""
+    def __call__(self, images: Float[Array, "B H W 3"], extent: Int[Array, "B 2"] | None = None) -> Forward:
+        """Normalised images; H and W must be multiples of 32.
+
+        With `extent`, `(height, width)` of each image, multiples of 32, images of several sizes share a batch, each in
+        its top left corner, and each gets what it would get alone (ops/extent.py). Beyond it, what is returned of maps
+        and masks does not matter. Without, all of H x W is image, as in the reference.
+        """
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]}: both must be multiples of 32")
-        features = self.clip.visual(images)
-        pixels = self.pixel_decoder(features)
-        decoder = self.transformer_decoder(pixels)
+        features = self.clip.visual(images, extent)
+        pixels = self.pixel_decoder(features, extent)
+        decoder = self.transformer_decoder(pixels, extent)
         masks = decoder.masks[-1]
         dense = features.res5
-        pooled, valid = mask_pooling(dense, resize_bilinear(masks, *dense.shape[1:3]))
+        within = None if extent is None else cells_inside(extent, dense.shape[1:3], 32)
+        pooled, valid = mask_pooling(dense, resize_bilinear(masks, *dense.shape[1:3]), within)
         predictions = MaskPredictions(
             masks=masks,
             class_embed=decoder.class_embeds[-1],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Initialisers of the reference, needed when its decoder is trained from scratch. `torch_linear` is PyTorch's own
 # default for a linear layer; `c2_xavier` is detectron2's name for a uniform fan-in initialiser.
@@ -100,21 +100,26 @@ def _uniform(bound: float):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def sine_positions(height: int, width: int, channels: int) -> Float[Array, "H W D"]:
+def sine_positions(
+    height: int, width: int, channels: int, sizes: Int[Array, "B 2"] | None = None
+) -> Float[Array, "H W D"] | Float[Array, "B H W D"]:
     """Sine position encoding over a map (DETR): y in the first half of the channels, x in the second.
 
-    Positions count from 1 and are scaled so that the last is 2 pi; temperature 10000; sine and cosine interleave.
+    Positions count from 1 and are scaled so that the last is 2 pi; temperature 10000; sine and cosine interleave. With
+    `sizes`, the `(height, width)` that each image has of the map, its own last is 2 pi.
     """
+    half = channels // 2
+    period = np.float32(10000.0) ** (2 * (np.arange(half) // 2).astype(np.float32) / half)
 
-    def axis(size: int) -> np.ndarray:
-        half = channels // 2
-        position = np.arange(1, size + 1, dtype=np.float32)
-        position = position / (position[-1] + np.float32(1e-6)) * np.float32(2 * math.pi)
-        period = np.float32(10000.0) ** (2 * (np.arange(half) // 2).astype(np.float32) / half)
-        angle = (position[:, None] / period).astype(np.float32)
-        return np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+    def axis(length: int, size: Int[Array, "B 1"] | int) -> Array | np.ndarray:
+        # Without sizes in numpy, so that the two small tables are constants of the compiled program.
+        xp = np if isinstance(size, int) else jnp
+        size = xp.asarray(size, np.float32)
+        position = np.arange(1, length + 1, dtype=np.float32) / (size + np.float32(1e-6)) * np.float32(2 * math.pi)
+        angle = (position[..., None] / period).astype(np.float32)
+        return xp.where(np.arange(half) % 2 == 0, xp.sin(angle), xp.cos(angle)).astype(np.float32)
 
-    # Only the two small tables are constants of the compiled program; the map is broadcast there.
-    y = jnp.broadcast_to(axis(height)[:, None], (height, width, channels // 2))
-    x = jnp.broadcast_to(axis(width)[None], (height, width, channels // 2))
-    return jnp.concatenate([y, x], axis=-1)
+    y = axis(height, height if sizes is None else sizes[:, :1])[..., :, None, :]
+    x = axis(width, width if sizes is None else sizes[:, 1:])[..., None, :, :]
+    shape = (*y.shape[:-3], height, width, half)
+    return jnp.concatenate([jnp.broadcast_to(y, shape), jnp.broadcast_to(x, shape)], axis=-1)

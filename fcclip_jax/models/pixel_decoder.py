@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, sine_positions, xavier_uniform
 from fcclip_jax.ops.deformable_attention import deformable_attention
+from fcclip_jax.ops.extent import cells_inside, repeat_edges, zero_outside
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, PixelDecoderOutput
 
 LEVELS = 3
+# Pixels per cell of the levels, in the order of this decoder.
+STRIDES = (32, 16, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,10 @@ class DeformableSelfAttention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "B T D"],
-        positions: Float[Array, "T D"],
-        reference: Float[Array, "T 2"],
+        positions: Float[Array, "*B T D"],
+        reference: Float[Array, "*B T 2"],
         shapes: tuple[tuple[int, int], ...],
+        sizes: Int[Array, "B L 2"] | None = None,
     ) -> Float[Array, "B T D"]:
         batch, length, _ = tokens.shape
         query = tokens + positions
@@ -66,12 +70,16 @@ class DeformableSelfAttention(nnx.Module):
         offsets = offsets.reshape(batch, length, self.heads, LEVELS, self.points, 2)
         weights = self.attention_weights(query).reshape(batch, length, self.heads, -1)
         weights = jax.nn.softmax(weights, axis=-1).reshape(offsets.shape[:-1])
-        size = jnp.asarray([(w, h) for h, w in shapes], jnp.float32)
-        locations = reference[:, None, None, None] + offsets / size[:, None]
+        # (width, height) of each level, against the axes of offsets: query, head, level, point.
+        size = jnp.asarray([(w, h) for h, w in shapes], jnp.float32)[:, None]
+        if sizes is not None:
+            size = sizes[:, None, None, :, None, ::-1].astype(jnp.float32)
+        locations = reference[..., None, None, None, :] + offsets / size
         value = self.value_proj(tokens).reshape(batch, length, self.heads, -1)
         # On CPU the gathered rows of 1/64 of the queries stay in cache (measured, see the op).
         chunks = 64 if jax.default_backend() == "cpu" else 1
-        return self.output_proj(deformable_attention(value, locations, weights, shapes, chunks=chunks))
+        mixed = deformable_attention(value, locations, weights, shapes, sizes=sizes, chunks=chunks)
+        return self.output_proj(mixed)
 
 
 class EncoderLayer(nnx.Module):
@@ -88,11 +96,12 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "B T D"],
-        positions: Float[Array, "T D"],
-        reference: Float[Array, "T 2"],
+        positions: Float[Array, "*B T D"],
+        reference: Float[Array, "*B T 2"],
         shapes: tuple[tuple[int, int], ...],
+        sizes: Int[Array, "B L 2"] | None = None,
     ) -> Float[Array, "B T D"]:
-        tokens = self.norm1(tokens + self.attention(tokens, positions, reference, shapes))
+        tokens = self.norm1(tokens + self.attention(tokens, positions, reference, shapes, sizes))
         return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
 
 
@@ -114,26 +123,40 @@ class PixelDecoder(nnx.Module):
         self.output_norm = group_norm(width, rngs=rngs)
         self.mask_features = nnx.Linear(width, width, kernel_init=c2_xavier, rngs=rngs)
 
-    def __call__(self, features: Features) -> PixelDecoderOutput:
-        """All maps of the output are float32, and so are the products, also where a device would take fewer bits."""
-        with jax.default_matmul_precision("float32"):
-            return self._decode(features)
+    def __call__(self, features: Features, extent: Int[Array, "B 2"] | None = None) -> PixelDecoderOutput:
+        """All maps of the output are float32, and so are the products, also where a device would take fewer bits.
 
-    def _decode(self, features: Features) -> PixelDecoderOutput:
+        `extent`: `(height, width)` of each image in pixels, see ops/extent.py; what the output holds beyond it does not
+        matter.
+        """
+        with jax.default_matmul_precision("float32"):
+            return self._decode(features, extent)
+
+    def _decode(self, features: Features, extent: Int[Array, "B 2"] | None) -> PixelDecoderOutput:
+        def normed(norm: nnx.GroupNorm, x: Array, stride: int) -> Array:
+            if extent is None:
+                return norm(x)
+            inside = cells_inside(extent, x.shape[1:3], stride)
+            return norm(x, mask=jnp.broadcast_to(inside[..., None], x.shape))
+
         inputs = [
-            norm(project(x.astype(jnp.float32)))
-            for norm, project, x in zip(
+            normed(norm, project(x.astype(jnp.float32)), stride)
+            for norm, project, x, stride in zip(
                 self.input_norm,
                 self.input_proj,
                 (features.res5, features.res4, features.res3),
+                STRIDES,
                 strict=True,
             )
         ]
-        scales, encoded = self._encode(inputs)
+        scales, encoded = self._encode(inputs, extent)
         res2 = features.res2.astype(jnp.float32)
-        y = self.lateral_norm(self.lateral(res2))
-        y = y + resize_bilinear(scales[-1], *res2.shape[1:3], axes=(1, 2))
-        y = jax.nn.relu(self.output_norm(self.output(y)))
+        y = normed(self.lateral_norm, self.lateral(res2), 4)
+        finest = repeat_edges(scales[-1], extent, STRIDES[-1])
+        y = y + resize_bilinear(finest, *res2.shape[1:3], axes=(1, 2))
+        if extent is not None:
+            y = zero_outside(y, cells_inside(extent, y.shape[1:3], 4))
+        y = jax.nn.relu(normed(self.output_norm, self.output(y), 4))
         return PixelDecoderOutput(
             mask_features=self.mask_features(y),
             multi_scale=tuple(scales),
@@ -141,17 +164,21 @@ class PixelDecoder(nnx.Module):
             input_proj=tuple(inputs),
         )
 
-    def _encode(self, inputs: list[Array]) -> tuple[list[Array], list[Array]]:
+    def _encode(self, inputs: list[Array], extent: Int[Array, "B 2"] | None) -> tuple[list[Array], list[Array]]:
         batch, width = inputs[0].shape[0], inputs[0].shape[-1]
         shapes = tuple(x.shape[1:3] for x in inputs)
+        sizes = None if extent is None else extent[:, None] // np.array(STRIDES)[:, None]
         tokens = jnp.concatenate([x.reshape(batch, -1, width) for x in inputs], axis=1)
-        positions = jnp.concatenate(
-            [sine_positions(h, w, width).reshape(-1, width) + self.level_embed[i] for i, (h, w) in enumerate(shapes)]
-        )
-        reference = jnp.concatenate([_pixel_centres(h, w) for h, w in shapes])
+        positions, reference = [], []
+        for i, (h, w) in enumerate(shapes):
+            size = None if sizes is None else sizes[:, i]
+            sine = sine_positions(h, w, width, size)
+            positions.append(sine.reshape(*sine.shape[:-3], h * w, width) + self.level_embed[i])
+            reference.append(_pixel_centres(h, w, size))
+        positions, reference = jnp.concatenate(positions, axis=-2), jnp.concatenate(reference, axis=-2)
         encoded = []
         for layer in self.layers:
-            call = functools.partial(layer, positions=positions, reference=reference, shapes=shapes)
+            call = functools.partial(layer, positions=positions, reference=reference, shapes=shapes, sizes=sizes)
             tokens = jax.checkpoint(call)(tokens) if self.remat else call(tokens)
             encoded.append(tokens)
         scales, start = [], 0
@@ -161,9 +188,10 @@ class PixelDecoder(nnx.Module):
         return scales, encoded
 
 
-def _pixel_centres(height: int, width: int) -> Float[Array, "T 2"]:
-    """The centre `(x, y)` of every pixel, in units of the map's size, row by row."""
-    x = (jnp.arange(width) + 0.5) / width
-    y = (jnp.arange(height) + 0.5) / height
-    grid = jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
-    return grid.reshape(-1, 2).astype(jnp.float32)
+def _pixel_centres(height: int, width: int, sizes: Int[Array, "B 2"] | None = None) -> Float[Array, "*B T 2"]:
+    """The centre `(x, y)` of every pixel, row by row, in units of the map's size, or of each image's own `sizes`."""
+    own_height, own_width = (height, width) if sizes is None else (sizes[:, :1], sizes[:, 1:])
+    x = (jnp.arange(width) + 0.5) / own_width
+    y = (jnp.arange(height) + 0.5) / own_height
+    grid = jnp.stack(jnp.broadcast_arrays(x[..., None, :], y[..., :, None]), axis=-1)
+    return grid.reshape(*grid.shape[:-3], height * width, 2).astype(jnp.float32)

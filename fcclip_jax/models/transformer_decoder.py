@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.models.layers import (
     MLP,
@@ -15,11 +15,14 @@ from fcclip_jax.models.layers import (
     torch_linear,
     xavier_uniform,
 )
+from fcclip_jax.ops.extent import cells_inside
 from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import PixelDecoderOutput
 
 LEVELS = 3
+# Pixels per cell of the levels, in the order in which the layers take them.
+STRIDES = (32, 16, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,15 @@ class DecoderLayer(nnx.Module):
         queries: Float[Array, "B Q D"],
         query_embed: Float[Array, "Q D"],
         memory: Float[Array, "B T D"],
-        positions: Float[Array, "T D"],
+        positions: Float[Array, "*B T D"],
         blocked: Bool[Array, "B Q T"],
+        outside: Bool[Array, "B 1 T"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        # A query that is blocked everywhere attends everywhere.
-        blocked = blocked & ~blocked.all(axis=-1, keepdims=True)
+        # A query that is blocked everywhere attends everywhere, but never beyond its image.
+        if outside is None:
+            blocked = blocked & ~blocked.all(axis=-1, keepdims=True)
+        else:
+            blocked = (blocked & ~(blocked | outside).all(axis=-1, keepdims=True)) | outside
         x = self.cross_attention(queries + query_embed, memory + positions, memory, blocked=blocked)
         queries = self.cross_norm(queries + x)
         placed = queries + query_embed
@@ -104,20 +111,29 @@ class TransformerDecoder(nnx.Module):
         self.class_embed = MLP(width, width, embed_dim, 3, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
-    def __call__(self, pixels: PixelDecoderOutput) -> DecoderOutput:
+    def __call__(self, pixels: PixelDecoderOutput, extent: Int[Array, "B 2"] | None = None) -> DecoderOutput:
+        """`extent`: `(height, width)` of each image in pixels, see ops/extent.py. Beyond it, masks and `blocked` of the
+        output do not matter."""
         maps = pixels.multi_scale
         batch, width = maps[0].shape[0], maps[0].shape[-1]
         shapes = [x.shape[1:3] for x in maps]
         memory = [(x + self.level_embed[i]).reshape(batch, -1, width).astype(self.dtype) for i, x in enumerate(maps)]
-        positions = [sine_positions(h, w, width).reshape(-1, width).astype(self.dtype) for h, w in shapes]
+        positions, outside, within = [], [None] * LEVELS, None
+        for (h, w), stride in zip(shapes, STRIDES, strict=True):
+            sine = sine_positions(h, w, width, None if extent is None else extent // stride)
+            positions.append(sine.reshape(*sine.shape[:-3], h * w, width).astype(self.dtype))
+        if extent is not None:
+            inside = [cells_inside(extent, shape, stride) for shape, stride in zip(shapes, STRIDES, strict=True)]
+            outside = [~x.reshape(batch, 1, -1) for x in inside]
+            within = cells_inside(extent, pixels.mask_features.shape[1:3], 4)
         query_embed = self.query_embed[...].astype(self.dtype)
         queries = jnp.broadcast_to(self.query_feat[...], (batch, *self.query_feat.shape)).astype(self.dtype)
-        steps = [self._predict(queries, pixels.mask_features, shapes[0])]
+        steps = [self._predict(queries, pixels.mask_features, shapes[0], within)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             call = jax.checkpoint(layer) if self.remat else layer
-            queries = call(queries, query_embed, memory[level], positions[level], steps[-1][-1])
-            steps.append(self._predict(queries, pixels.mask_features, shapes[(i + 1) % LEVELS]))
+            queries = call(queries, query_embed, memory[level], positions[level], steps[-1][-1], outside[level])
+            steps.append(self._predict(queries, pixels.mask_features, shapes[(i + 1) % LEVELS], within))
         return DecoderOutput(*(tuple(column) for column in zip(*steps, strict=True)))
 
     def _predict(
@@ -125,6 +141,7 @@ class TransformerDecoder(nnx.Module):
         queries: Float[Array, "B Q D"],
         mask_features: Float[Array, "B h w D"],
         next_shape: tuple[int, int],
+        within: Bool[Array, "B h w"] | None,
     ) -> tuple[Array, Array, Array, Array]:
         """Queries to masks, class embeddings and the attention mask of the next layer."""
         normed = self.decoder_norm(queries)
@@ -134,7 +151,7 @@ class TransformerDecoder(nnx.Module):
             mask_features.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        pooled, _ = mask_pooling(mask_features, masks)
+        pooled, _ = mask_pooling(mask_features, masks, within)
         class_embed = self.class_embed(self.pool_proj(self.pool_norm(pooled)) + normed)
         # The reference blocks where sigmoid < 0.5, which rounds just below 0 differently from `logit < 0`.
         small = resize_bilinear(jax.lax.stop_gradient(masks), *next_shape)

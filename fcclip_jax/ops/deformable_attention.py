@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fcclip_jax.ops.bilinear import corners
 
@@ -17,24 +17,28 @@ def _attend(
     value: Float[Array, "B S M d"],
     locations: Float[Array, "B Q M L P 2"],
     weights: Float[Array, "B Q M L P"],
+    sizes: Int[Array, "B L 2"] | None,
     shapes: Sequence[tuple[int, int]],
 ) -> Float[Array, "B Q M d"]:
     # One gather an image, so that a batch split over devices stays where it is: with the batch folded into the row
     # numbers the partitioner would have to assume that any image reads from any other.
-    return jax.vmap(lambda v, x, a: _attend_one(v, x, a, shapes))(value, locations, weights)
+    if sizes is None:
+        return jax.vmap(lambda v, x, a: _attend_one(v, x, a, shapes, shapes))(value, locations, weights)
+    return jax.vmap(lambda v, x, a, s: _attend_one(v, x, a, s, shapes))(value, locations, weights, sizes)
 
 
 def _attend_one(
     value: Float[Array, "S M d"],
     locations: Float[Array, "Q M L P 2"],
     weights: Float[Array, "Q M L P"],
+    sizes: Sequence[tuple[int, int]] | Int[Array, "L 2"],
     shapes: Sequence[tuple[int, int]],
 ) -> Float[Array, "Q M d"]:
     size, heads, width = value.shape
     queries = locations.shape[0]
     start, indices, shares = 0, [], []
     for level, (h, w) in enumerate(shapes):
-        index, share = corners(locations[:, :, level], h, w)
+        index, share = corners(locations[:, :, level], sizes[level][0], sizes[level][1], row_length=w)
         indices.append(index + start)
         shares.append(share * weights[:, :, level, :, None])
         start += h * w
@@ -51,6 +55,7 @@ def deformable_attention(
     weights: Float[Array, "B Q M L P"],
     shapes: Sequence[tuple[int, int]],
     *,
+    sizes: Int[Array, "B L 2"] | None = None,
     chunks: int = 1,
 ) -> Float[Array, "B Q D"]:
     """Reads `value` at `locations` and sums with `weights`.
@@ -60,6 +65,8 @@ def deformable_attention(
         locations: points `(x, y)`, 0 and 1 being the outer edges of each level's map.
         weights: attention weights, softmaxed over (L, P) by the caller.
         shapes: `(h, w)` of each level.
+        sizes: `(h, w)` that each image has of each level, from its corner; all of it where None. Locations then count
+            in these, and beyond them there are zeros.
         chunks: the queries are processed in this many parts, each rematerialised in the backward pass. On CPU 64
             parts keep the gathered rows in cache (measured 5 x faster forward, 3 x forward and backward at 21504
             queries, and the least memory); on accelerators 1.
@@ -71,7 +78,7 @@ def deformable_attention(
         raise ValueError(f"levels of shape {list(shapes)} do not make up {value.shape[1]} positions")
     batch, queries = locations.shape[:2]
     if chunks <= 1:
-        return _attend(value, locations, weights, shapes).reshape(batch, queries, -1)
+        return _attend(value, locations, weights, sizes, shapes).reshape(batch, queries, -1)
     length = -(-queries // chunks)
     pad = length * chunks - queries
 
@@ -80,6 +87,6 @@ def deformable_attention(
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, chunks, length, *x.shape[2:]), 1, 0)
 
-    part = jax.checkpoint(lambda args: _attend(value, *args, shapes))
+    part = jax.checkpoint(lambda args: _attend(value, *args, sizes, shapes))
     out = jnp.moveaxis(jax.lax.map(part, (split(locations), split(weights))), 0, 1)
     return out.reshape(batch, chunks * length, -1)[:, :queries]

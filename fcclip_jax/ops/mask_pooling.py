@@ -6,9 +6,9 @@ from jaxtyping import Array, Bool, Float
 
 
 def mask_pooling(
-    features: Float[Array, "B h w C"], masks: Float[Array, "B Q h w"]
+    features: Float[Array, "B h w C"], masks: Float[Array, "B Q h w"], within: Bool[Array, "B h w"] | None = None
 ) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
-    """Pools `features` where the mask logit is positive.
+    """Pools `features` where the mask logit is positive, and `within` too where that is given.
 
     No gradient flows through the masks: the comparison has none. The sum is divided afterwards, so the weights
     stay 0 and 1; 1e-8 keeps an empty mask at the zero vector.
@@ -16,7 +16,8 @@ def mask_pooling(
     Returns:
         the means `[B,Q,C]`, and whether each mask has a positive pixel `[B,Q]`.
     """
-    inside = (masks > 0).astype(features.dtype)
+    positive = masks > 0 if within is None else (masks > 0) & within[:, None]
+    inside = positive.astype(features.dtype)
     total = jnp.einsum(
         "bqhw,bhwc->bqc", inside, features, preferred_element_type=jnp.float32, precision=lax.Precision.HIGHEST
     )

@@ -11,7 +11,7 @@ from fcclip_jax.results.instance import InstanceTask
 from fcclip_jax.results.panoptic import PanopticTask
 from fcclip_jax.results.pixels import finite_masks, run_length
 from fcclip_jax.results.semantic import SemanticTask
-from fcclip_jax.results.upsample import Upsampling
+from fcclip_jax.results.upsample import STRIDE, Upsampling
 from fcclip_jax.structures import Instance, Segment
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -68,6 +68,7 @@ def compute_results(
     *,
     network_size: tuple[int, int],
     output_size: tuple[int, int],
+    padded_size: tuple[int, int] | None = None,
     names: Sequence[str],
     isthing: Bool[np.ndarray, " K"] | Sequence[bool],
     tasks: Sequence[str] = TASKS,
@@ -87,6 +88,8 @@ def compute_results(
             applied to them once more, as the reference does.
         network_size: (height, width) of the network input without padding.
         output_size: (height, width) of the photo.
+        padded_size: (height, width) of the network input with padding, multiples of 4, where the masks are stored in
+            the corner of larger ones; their own size where None.
         names: the class names.
         isthing: True for a thing, False for stuff.
         tasks: any of "panoptic", "semantic", "instance".
@@ -102,7 +105,10 @@ def compute_results(
     log_probs, isthing = np.asarray(class_log_probs, np.float32), np.asarray(isthing, bool)
     _check(masks, log_probs, names, isthing, tasks, max_instances)
     class_probs = _softmax(log_probs)
-    upsampling = Upsampling(masks.shape[1:], network_size, output_size)
+    cells = masks.shape[1:] if padded_size is None else tuple(size // STRIDE for size in padded_size)
+    if cells[0] > masks.shape[1] or cells[1] > masks.shape[2]:
+        raise ValueError(f"masks of {masks.shape[1:]} cells do not hold an image padded to {padded_size}")
+    upsampling = Upsampling(cells, network_size, output_size, row_length=masks.shape[2])
     running = {}
     if "panoptic" in tasks:
         running["panoptic"] = PanopticTask(

@@ -75,17 +75,24 @@ class Upsampling:
         mask_size: (h, w), at STRIDE of the padded network input.
         network_size: (height, width) of the network input without padding.
         output_size: (H, W) of the photo.
+        row_length: of the masks as they are stored, where that is more than w.
 
     Raises:
         ValueError: sizes that do not fit together.
     """
 
-    def __init__(self, mask_size: tuple[int, int], network_size: tuple[int, int], output_size: tuple[int, int]):
+    def __init__(
+        self,
+        mask_size: tuple[int, int],
+        network_size: tuple[int, int],
+        output_size: tuple[int, int],
+        row_length: int | None = None,
+    ):
         self.output_size = output_size
         self.pixels = output_size[0] * output_size[1]
         self._start_y, self._weights_y = axis_stencil(mask_size[0], network_size[0], output_size[0])
         self._start_x, self._weights_x = axis_stencil(mask_size[1], network_size[1], output_size[1])
-        self._row = mask_size[1]
+        self._row = mask_size[1] if row_length is None else row_length
         rows, columns = np.arange(self._weights_y.shape[1]), np.arange(self._weights_x.shape[1])
         self.offsets = (rows[:, None] * self._row + columns).astype(np.int32)
         """`[ty,tx]`: the stencil's cells, counted from its first."""

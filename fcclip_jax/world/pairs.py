@@ -33,8 +33,8 @@ _LAYOUTS = (
 
 Batch = dict[str, np.ndarray]
 """`image` uint8 `[B,192,192,3]`; `parts` int8 `[B,6,6]`, which picture of the canvas a cell belongs to; `tokens`
-int32 `[B,9,24]`, the captions; `present` float32 `[B,9,K]`, what each shows, adding up to 1, or all 0 where a canvas has
-fewer pictures; `names` int32 `[B,n,24]`, this row's share of one sentence of each class, B * n = at least K;
+int32 `[B,9,24]`, the captions; `present` float32 `[B,9,K]`, what each shows, adding up to 1, or all 0 where a canvas
+has fewer pictures; `names` int32 `[B,n,24]`, this row's share of one sentence of each class, B * n = at least K;
 `image_id`."""
 
 

@@ -60,7 +60,9 @@ def main(output: str, data: str, fsdp: str) -> None:
             found.setdefault("grad_norm", float(terms["grad_norm"]))
     params = weights.parameters_of(sharding.gather(mesh, state.params))
     average = weights.parameters_of(sharding.gather(mesh, state.average))
-    np.savez(output, split=split, step=int(state.step), **found, **params, **{f"average.{k}": v for k, v in average.items()})
+    np.savez(
+        output, split=split, step=int(state.step), **found, **params, **{f"average.{k}": v for k, v in average.items()}
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def test_a_place_without_a_picture_counts_for_nothing(batch):
 
 def test_named_counts_pictures_whose_nearest_name_is_there(batch):
     _, captions, present, names = map(jnp.asarray, batch)
-    images = names[jnp.array([0, 1, 2, 3, 1, 0])]  # right, right, no picture, the stuff: right, one of two: right, wrong
+    images = names[
+        jnp.array([0, 1, 2, 3, 1, 0])
+    ]  # right, right, no picture, the stuff: right, one of two: right, wrong
     terms = contrastive_loss(images, captions, present, names, jnp.float32(1.0), CONFIG)[1]
     assert float(terms["named"]) == pytest.approx(4 / 5)
 

@@ -41,7 +41,7 @@ def test_masks_lie_where_the_colour_is(sprites):
     recipe = Recipe(96, 96, things=(0,), styles=("noto",), count=(1, 1), size=(50, 60), regions=(1, 1))
     for number in range(10):
         scene = draw_scene(sprites, recipe, 1, number)
-        row = [n for n, piece in enumerate(scene.pieces) if piece.isthing][0]
+        row = next(n for n, piece in enumerate(scene.pieces) if piece.isthing)
         inside = scene.picture[scene.rows == row].astype(int)
         # Thing 0 is pure red under light of at least 0.75 * 0.92: its pixels are red, whatever the stuff.
         red = (inside[:, 0] > 120) & (inside[:, 1] < 90) & (inside[:, 2] < 90)
@@ -99,7 +99,7 @@ def test_the_source_trains_on_seen_things_alone(sprite_folder):
     words = vocabulary(seen_only=True)
     for index in range(20):
         record = source[index]
-        image, panoptic = record.decode()
+        panoptic = record.decode()[1]
         rows = row_map(record, np.asarray(panoptic))
         assert rows.min() == 0 and rows.max() == len(record.classes) - 1
         for piece, row in zip(record.scene.pieces, record.classes, strict=True):

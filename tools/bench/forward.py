@@ -47,7 +47,7 @@ def stages(folder: Path, image: np.ndarray, repeats: int) -> dict[str, float]:
     """Median seconds of the boxes of the figure, each compiled alone."""
     segmenter = Segmenter.from_checkpoint(folder)
     _, graphdef, state = weights.load_model(folder)
-    inputs = segmenter._preprocess(image).padded[None]
+    inputs = segmenter._preprocess(image).stored[None]
 
     def stage(call):
         return jax.jit(lambda state, x: call(nnx.merge(graphdef, state), x))
