@@ -1,6 +1,7 @@
 """FC-CLIP in the small world: masks of the 84 seen names only, on the frozen towers of configs/emoji_clip.py.
 
-    fcclip train --config configs/emoji_fcclip.py --workdir runs/emoji_fcclip --config.model.towers runs/emoji_clip/towers
+    fcclip train --config configs/emoji_fcclip.py --workdir runs/emoji_fcclip \\
+        --config.model.towers runs/emoji_clip/towers
 
 Unseen things do not stand in the scenes, so that nothing teaches the model that they are background. The length is
 fixed beforehand: how far the in-vocabulary classifier fails on unseen names grows with it.

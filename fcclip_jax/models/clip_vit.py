@@ -1,4 +1,4 @@
-"""A plain vision transformer (arXiv 2010.11929) in the place of the ConvNeXt: what FC-CLIP's section 3.1 argues against.
+"""A plain vision transformer (arXiv 2010.11929) in the ConvNeXt's place: what FC-CLIP's section 3.1 argues against.
 
 Its maps all come from the last layer, resized. The position embedding was learned for one size and is stretched to
 others, which is where it suffers.
