@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -72,23 +72,29 @@ def write_split(folder: Path, sprites: Sprites, recipe: Recipe, seed: int, count
         if found != made_of:
             raise FileExistsError(f"{folder} holds other scenes, or something else: delete it or give another folder")
         return False
+    write_scenes(folder, (draw_scene(sprites, recipe, seed, n) for n in range(count)), made_of)
+    return True
+
+
+def write_scenes(folder: Path, scenes: Iterable[Scene], made_of: dict) -> None:
+    """Writes scenes as a COCO panoptic folder, which must not be there: aside, then renamed. `made_of` goes into the
+    annotation file's `info`."""
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         (aside / "images").mkdir(parents=True)
         (aside / "panoptic").mkdir()
-        scenes = [_write_scene(aside, draw_scene(sprites, recipe, seed, n), n) for n in range(count)]
+        written = [_write_scene(aside, scene, number) for number, scene in enumerate(scenes)]
         content = {
             "info": {"scenes": made_of},
-            "images": [image for image, _ in scenes],
-            "annotations": [annotation for _, annotation in scenes],
+            "images": [image for image, _ in written],
+            "annotations": [annotation for _, annotation in written],
             "categories": categories(),
         }
         (aside / "panoptic.json").write_text(json.dumps(content), encoding="utf-8")
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return True
 
 
 def categories() -> list[dict]:

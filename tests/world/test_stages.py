@@ -1,4 +1,4 @@
-"""Both stages by their own configurations, shortened: what the second takes from the first, and what it leaves alone."""
+"""Both stages by their own configurations, shortened: what the second takes from the first, and leaves alone."""
 
 from pathlib import Path
 
