@@ -1,6 +1,6 @@
 """The towers of the small world: a ConvNeXt CLIP of 1.9 million parameters, trained from scratch on scenes of emoji.
 
-    fcclip prepare emoji_scenes --output emoji_scenes
+    fcclip prepare emoji_scenes
     fcclip train --config configs/emoji_clip.py --workdir runs/emoji_clip
 
 This stands for CLIP's pre-training on the web: pictures and captions of all names, without masks or places. Told to

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fcclip_jax import score_files, train_command
+from fcclip_jax import evaluate_command, export_command, prepare_command, score_files, train_command
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -74,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_demo(commands)
     train_command.add_arguments(commands)
+    evaluate_command.add_arguments(commands)
+    export_command.add_arguments(commands)
     score_files.add_arguments(commands)
+    prepare_command.add_arguments(commands)
     return parser
 
 

@@ -25,6 +25,7 @@ class _Programs:
     classify: Callable[..., Classification]
     layer_logits: Callable[..., list[jax.Array]]
     encode_text: Callable[..., jax.Array]
+    describe: Callable[..., MaskPredictions]
 
 
 @functools.lru_cache(maxsize=8)
@@ -56,7 +57,7 @@ def _programs(graphdef: nnx.GraphDef, mesh: Mesh | None) -> _Programs:
     # XLA's default schedule on CPU runs independent parts side by side and keeps their buffers: at 800 x 1216 that is
     # 1.3 GB more for ConvNeXt-L and no faster (measured).
     on_cpu = jax.default_backend() == "cpu"
-    frugal = {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
+    frugal = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else None
     run = exact(predict)
     if mesh is not None:
         whole, parts = PartitionSpec(), PartitionSpec("data")
@@ -68,6 +69,7 @@ def _programs(graphdef: nnx.GraphDef, mesh: Mesh | None) -> _Programs:
         classify=compiled(FCCLIP.classify),
         layer_logits=compiled(layer_logits, static_argnums=4),
         encode_text=compiled(encode_text),
+        describe=compiled(FCCLIP.describe),
     )
 
 
@@ -131,6 +133,16 @@ class CompiledModel:
         """Names predictions with unit text rows, on the device that they are on."""
         device = next(iter(predictions.valid.devices()))
         return self._run.classify(self._by_device.get(device, self._first), predictions, rows, synonym_to_class, seen)
+
+    def describe(
+        self,
+        images: Float[np.ndarray, "B H W 3"],
+        extent: Int[np.ndarray, "B 2"],
+        masks: Bool[np.ndarray, "B N h w"],
+        dense_masks: Bool[np.ndarray, "B N h2 w2"],
+    ) -> MaskPredictions:
+        """As `predict`, of given masks, on the first device."""
+        return self._run.describe(self._first, images, extent, masks, dense_masks)
 
     def encode_text(self, tokens: Int[np.ndarray, "T n"]) -> Float[Array, "T E"]:
         """Text embeddings, not normalised; `n` is up to 77, cut behind the longest text."""

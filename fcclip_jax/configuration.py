@@ -11,7 +11,7 @@ import hashlib
 import json
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def base_config() -> ConfigDict:
     config.data.annotations = "coco/annotations/panoptic_train2017.json"
     config.data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
     config.data.tfds = ""
-    config.data.sprites = "emoji_scenes/sprites"  # as `fcclip prepare emoji_scenes` writes them
+    config.data.sprites = "datasets/emoji_scenes/sprites"  # as `fcclip prepare emoji_scenes` writes them
     config.data.drawn_images = 16
     config.data.image_size = 1024
     config.data.min_scale = 0.1
@@ -121,8 +121,18 @@ def base_config() -> ConfigDict:
     return config
 
 
-def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    base: Callable[[], ConfigDict] = base_config,
+    check: Callable[[ConfigDict], None] | None = None,
+) -> ConfigDict:
     """Runs the configuration file and applies `key.path=value` overrides.
+
+    Args:
+        base: makes the configuration with all keys that there are.
+        check: raises ConfigError for a value out of its range; None: the check of a training's.
 
     Raises:
         ConfigError: no such file, an error in it, no `get_config`, an unknown key (the nearest is named), a value of
@@ -132,13 +142,13 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
     config = _run_file(path)
-    known = _keys(base_config())
+    known = _keys(base())
     for key in _keys(config):
         if key not in known:
             raise ConfigError(f"{path}: {_unknown(key, known)}")
     for key, value in overrides:
         _override(config, key, value)
-    _check(config)
+    (check or _check)(config)
     config.lock()
     return config
 

@@ -1,13 +1,12 @@
 """`fcclip score`: prediction files of any program, in the official formats, to the figures of the official tools."""
 
 import argparse
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 EXIT_SKIPPED = 1
+NO_LABEL = 65535  # no class has it, and no list is that long
 
 
 def add_arguments(commands) -> None:
@@ -24,6 +23,8 @@ def add_arguments(commands) -> None:
     semantic.add_argument("--predictions", required=True, metavar="DIR", help="the same, under the same names")
     semantic.add_argument("--classes", required=True, type=_positive, metavar="N", help="number of classes")
     semantic.add_argument("--ignore", type=int, default=None, metavar="LABEL", help="true label not counted (255)")
+    semantic.add_argument("--truth_ids", metavar="LABELS", help=_IDS + "; other true labels are not counted")
+    semantic.add_argument("--predictions_ids", metavar="LABELS", help=_IDS)
     semantic.add_argument("--truth_suffix", metavar="TEXT", help="only truth files that end so (default: .png, .tif)")
     semantic.add_argument("--predictions_suffix", metavar="TEXT", help="only predictions that end so (the same)")
     instance = _add(kinds, "instance", run_instance, "mask AP of a COCO results JSON, or of Cityscapes text files")
@@ -32,6 +33,9 @@ def add_arguments(commands) -> None:
     )
     instance.add_argument("--predictions", required=True, metavar="JSON", help="COCO results; Cityscapes: a folder")
     instance.add_argument("--protocol", choices=("coco", "cityscapes"), default="coco", help="default: %(default)s")
+
+
+_IDS = "these maps hold the numbers of this label file or built-in list, not places from 0"
 
 
 def _add(kinds, name: str, run: Callable, description: str) -> argparse.ArgumentParser:
@@ -53,6 +57,7 @@ def run_panoptic(options: argparse.Namespace) -> int:
     """Scores panoptic PNGs. Returns 0, or 1 when images were skipped. ValueError: the input cannot be used."""
     from fcclip_jax.evaluation.panoptic_files import count_panoptic, panoptic_pairs
     from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
+    from fcclip_jax.evaluation.tables import panoptic_table
 
     categories, pairs = panoptic_pairs(options.truth, options.predictions, options.truth_dir, options.predictions_dir)
     return _score(options, pairs, partial(PanopticQuality, categories), count_panoptic, panoptic_table)
@@ -62,18 +67,44 @@ def run_semantic(options: argparse.Namespace) -> int:
     """Scores label maps. Returns and raises as run_panoptic."""
     from fcclip_jax.evaluation.miou import IGNORE, MeanIoU
     from fcclip_jax.evaluation.semantic_files import count_labels, label_pairs
+    from fcclip_jax.evaluation.tables import semantic_table
 
     if options.ignore is None and options.classes > IGNORE:
         raise ValueError(
             f"with {options.classes} classes, {IGNORE} is one of them: give the ignored label, such as --ignore 65535"
         )
     ignore = IGNORE if options.ignore is None else options.ignore
+    tables = {
+        "truth_table": _table_of(options.truth_ids, options.classes, ignore, others=ignore),
+        "predictions_table": _table_of(options.predictions_ids, options.classes, ignore, others=NO_LABEL),
+    }
     pairs = label_pairs(options.truth, options.predictions, options.truth_suffix, options.predictions_suffix)
-    return _score(options, pairs, partial(MeanIoU, options.classes, ignore), count_labels, semantic_table)
+    feed = partial(count_labels, **tables)
+    return _score(options, pairs, partial(MeanIoU, options.classes, ignore), feed, semantic_table)
+
+
+def _table_of(labels: str | None, classes: int, ignore: int, others: int):
+    from fcclip_jax.evaluation.semantic_files import label_table
+    from fcclip_jax.vocabulary.vocabulary import Vocabulary
+
+    if labels is None:
+        return None
+    ids = [cls.id for cls in Vocabulary.parse(labels).classes]
+    if len(ids) != classes or None in ids:
+        raise ValueError(
+            f"{labels} has {len(ids)} classes{' without numbers' * (None in ids)}, --classes says {classes}"
+        )
+    if ignore in ids or max(ids) >= NO_LABEL:
+        raise ValueError(
+            f"{labels} has a class with the number {ignore if ignore in ids else max(ids)}: it cannot be one"
+        )
+    return label_table(ids, ignore, others)
 
 
 def run_instance(options: argparse.Namespace) -> int:
     """Scores instance masks. Returns and raises as run_panoptic."""
+    from fcclip_jax.evaluation.tables import instance_table
+
     if options.protocol == "cityscapes":
         from fcclip_jax.evaluation.cityscapes_ap import CityscapesAP
         from fcclip_jax.evaluation.cityscapes_files import cityscapes_images, count_cityscapes
@@ -92,6 +123,7 @@ def run_instance(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace, samples: Sequence, new: Callable, feed: Callable, table: Callable) -> int:
+    from fcclip_jax.evaluation.json_files import write_json
     from fcclip_jax.evaluation.tally import tally
 
     output = Path(options.output)
@@ -108,59 +140,3 @@ def _score(options: argparse.Namespace, samples: Sequence, new: Callable, feed: 
     for message in skipped:
         print(f"skipped: {message}")
     return EXIT_SKIPPED if skipped else 0
-
-
-def write_json(path: Path, content: Mapping) -> None:
-    """Writes a file aside and renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def panoptic_table(figures: Mapping) -> str:
-    """Classes that occur, then all, things and stuff."""
-    rows = [
-        [c["name"], "thing" if c["isthing"] else "stuff", c["PQ"], c["SQ"], c["RQ"], c["TP"], c["FP"], c["FN"]]
-        for c in figures["per_class"]
-        if c["PQ"] is not None
-    ]
-    head = ["class", "", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
-    sums = [
-        [f"{name} ({figures['n' + suffix]})", "", *(figures[figure + suffix] for figure in ("PQ", "SQ", "RQ"))]
-        for name, suffix in (("all classes", ""), ("things", "_th"), ("stuff", "_st"))
-    ]
-    return _table(head, rows, sums)
-
-
-def semantic_table(figures: Mapping) -> str:
-    """Classes that the truth has, then the four figures."""
-    rows = [[c["name"], c["IoU"], c["ACC"], c["pixels"]] for c in figures["per_class"] if c["pixels"]]
-    names = ("mIoU", "fwIoU", "mACC", "pACC")
-    return _table(["class", "IoU", "ACC", "pixels"], rows, [[name, figures[name]] for name in names])
-
-
-def instance_table(figures: Mapping) -> str:
-    """Classes that the truth has, then all figures."""
-    rows = [[c["name"], c["AP"], c["AP50"]] for c in figures["per_class"] if c["AP"] is not None]
-    names = [name for name in figures if name.startswith(("AP", "AR"))]
-    return _table(["class", "AP", "AP50"], rows, [[name, figures[name]] for name in names])
-
-
-def _table(head: list, rows: list[list], sums: list[list]) -> str:
-    cells = [[_cell(value) for value in row] + [""] * (len(head) - len(row)) for row in (head, *rows, *sums)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1 : len(rows) + 1], *([rule] if rows else []), *lines[len(rows) + 1 :]])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

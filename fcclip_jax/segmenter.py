@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from fcclip_jax import visualization
 from fcclip_jax.compiled_model import CompiledModel
 from fcclip_jax.data import buckets, transforms
+from fcclip_jax.exported_model import ExportedModel, ExportError, is_export
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.models.text_classifier import TextClassifier
@@ -150,9 +151,19 @@ class Segmenter:
             cache_dir: as `cache_directory()`, which is the default.
             devices: of this process, that share the batches of a stream; jax's first one where None.
         """
+        self._begin(card, CompiledModel(graphdef, state, devices), min_size, max_size, cache_dir)
+
+    def _begin(
+        self,
+        card: weights.ModelCard,
+        model: CompiledModel | ExportedModel,
+        min_size: int,
+        max_size: int,
+        cache_dir: str | os.PathLike | None,
+    ) -> None:
         self.card, self.min_size, self.max_size = card, min_size, max_size
         self.train_vocabulary = Vocabulary.from_dict(card.train_classes) if card.train_classes else None
-        self._model = CompiledModel(graphdef, state, devices)
+        self._model = model
         cache = _open_cache(cache_dir)
         self._text = TextClassifier(
             self._model.encode_text,
@@ -163,17 +174,35 @@ class Segmenter:
 
     @property
     def device_count(self) -> int:
-        """Devices that share a batch: `stream` takes batch sizes that are a multiple of it."""
+        """Devices that share a batch, or the batch size of an export: `stream` takes multiples of it."""
         return self._model.device_count
 
     @classmethod
     def from_checkpoint(cls, directory: str | os.PathLike, **options: Any) -> "Segmenter":
-        """Loads a converted model; `options` as in `Segmenter(...)`.
+        """Loads a converted model, or what `fcclip export` made of one; `options` as in `Segmenter(...)`.
 
         Raises:
-            WeightsError (a ValueError): the folder is missing, damaged, or not a model that can segment.
+            WeightsError, ExportError (ValueErrors): the folder is missing, damaged, or not a model that can segment.
         """
+        if is_export(directory):
+            return cls._from_export(directory, **options)
         return cls(*weights.load_model(directory), **options)
+
+    @classmethod
+    def _from_export(cls, directory: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None, **options: Any):
+        model = ExportedModel(directory)
+        for key in ("min_size", "max_size"):
+            if options.pop(key, getattr(model, key)) != getattr(model, key):
+                raise ExportError(f"{directory} was exported with min_size {model.min_size}, max_size {model.max_size}")
+        if options.pop("devices", None) is not None:
+            raise ExportError(f"{directory} is an export, which runs on one device; give the model folder for several")
+        if options:
+            raise TypeError(f"unknown options: {', '.join(options)}")
+        segmenter = cls.__new__(cls)
+        segmenter._begin(weights.read_card(directory), model, model.min_size, model.max_size, cache_dir)
+        if model.vocabulary is not None:
+            segmenter._text.remember(Vocabulary.from_dict(model.vocabulary).synonyms, model.rows)
+        return segmenter
 
     @classmethod
     def untrained(cls, variant: str = "convnext_tiny_test", seed: int = 0, **options: Any) -> "Segmenter":
@@ -228,10 +257,9 @@ class Segmenter:
     ) -> Result:
         """Names the masks of an encoded image with a vocabulary; arguments as in a call of the segmenter."""
         words = Vocabulary.parse(vocabulary, stuff)
-        log_probs = self._model.classify(encoded.predictions, *self._text_arguments(words)).class_log_probs
         found = compute_results(
             encoded.predictions.masks[0],
-            log_probs[0],
+            self.class_log_probs(encoded, words),
             network_size=encoded.network_size,
             padded_size=encoded.padded_size,
             output_size=encoded.image.shape[:2],
@@ -247,6 +275,42 @@ class Segmenter:
             panoptic.segments = found.segments
         return Result(encoded.image, words, panoptic, found.segments, found.semantic, found.instances)
 
+    def class_log_probs(self, encoded: EncodedImage, vocabulary: VocabularyLike) -> Float[jax.Array, "Q K1"]:
+        """The logarithm of each mask's class probabilities, void last: what `name` makes its results from."""
+        text = self._text_arguments(Vocabulary.parse(vocabulary))
+        return self._model.classify(encoded.predictions, *text).class_log_probs[0]
+
+    def encode_view(
+        self, image: UInt8[np.ndarray, "H W 3"], view: UInt8[np.ndarray, "_ _ 3"], min_size: int, max_size: int
+    ) -> EncodedImage:
+        """As `encode`, of a photo that is already resized, to `min_size` and `max_size`, or mirrored as well."""
+        return self._encode([self._stored(_checked(image), _checked(view), min_size, max_size)])[0]
+
+    def encode_masks(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        masks: Bool[np.ndarray, "N h w"],
+        dense_masks: Bool[np.ndarray, "N h2 w2"],
+    ) -> EncodedImage:
+        """Runs the network on one photo, and describes given masks in the place of those that it finds.
+
+        Args:
+            masks: at stride 4 of the photo in the network, padded to a multiple of 32.
+            dense_masks: the same at stride 32.
+        """
+        x = self._preprocess(image)
+        grids = []
+        for given, stride in ((masks, 4), (dense_masks, 32)):
+            grid = np.zeros((1, len(given), x.stored.shape[0] // stride, x.stored.shape[1] // stride), bool)
+            grid[0, :, : given.shape[1], : given.shape[2]] = given
+            grids.append(grid)
+        predictions = self._model.describe(x.stored[None], np.array([x.padded_size], np.int32), *grids)
+        return EncodedImage(image, predictions, x.size, x.padded_size)
+
+    def text_rows(self, vocabulary: VocabularyLike) -> Float[np.ndarray, "S E"]:
+        """The unit text embedding of each name of a vocabulary, in its order."""
+        return self._text.rows(Vocabulary.parse(vocabulary))
+
     def prepare(self, vocabulary: VocabularyLike, progress: Progress | None = None) -> Vocabulary:
         """Embeds a vocabulary's words ahead of the first image; `progress` gets (prompts done, prompts in all)."""
         words = Vocabulary.parse(vocabulary)
@@ -255,7 +319,7 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+        images: "Iterable[UInt8[np.ndarray, '_ _ 3'] | _Input]",
         vocabulary: VocabularyLike,
         *,
         stuff: str | Iterable[str] | None = None,
@@ -269,6 +333,7 @@ class Segmenter:
         `batch_size` above 1 the results are not in order.
 
         Args:
+            images: photos, or what `prepared` makes of one.
             batch_size: photos at a time, of all devices together. A batch that cannot be filled is filled up with
                 copies, so that there is one program to compile for each shape.
             options: `tasks`, `overlap_threshold` and `object_threshold`, as in a call of the segmenter.
@@ -280,7 +345,7 @@ class Segmenter:
         if batch_size < 1:
             raise ValueError(f"a batch has at least one photo, not {batch_size}")
         if batch_size % self.device_count:
-            raise ValueError(f"{self.device_count} devices cannot share batches of {batch_size} evenly")
+            raise ValueError(f"batch_size must be a multiple of {self.device_count} here, not {batch_size}")
         words = Vocabulary.parse(vocabulary, stuff)
         self._text.rows(words)
         running: list[tuple[int, EncodedImage]] = []
@@ -294,12 +359,14 @@ class Segmenter:
                 yield finished.pop(0)
         yield from ((index, self.name(encoded, words, **options)) for index, encoded in running)
 
-    def _batches(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[tuple[int, "_Input"]]]:
+    def _batches(
+        self, images: "Iterable[np.ndarray | _Input]", batch_size: int
+    ) -> Iterator[list[tuple[int, "_Input"]]]:
         """Photos of one stored shape, with their places among `images`; up to `batch_size` of them."""
         waiting: dict[tuple[int, ...], list[tuple[int, _Input]]] = {}
         size = 0
         for index, image in enumerate(images):
-            prepared = self._preprocess(image)
+            prepared = image if isinstance(image, _Input) else self._preprocess(image)
             group = waiting.setdefault(prepared.stored.shape, [])
             group.append((index, prepared))
             size += prepared.nbytes
@@ -344,9 +411,18 @@ class Segmenter:
         return transforms.resize_shortest_edge(_checked(image), self.min_size, self.max_size)
 
     def _preprocess(self, image: np.ndarray) -> "_Input":
-        resized = self._resize(image)
+        return self._stored(image, self._resize(image), self.min_size, self.max_size)
+
+    def prepared(
+        self, image: UInt8[np.ndarray, "H W 3"], stored: Float[np.ndarray, "_ _ 3"], size: tuple[int, int]
+    ) -> "_Input":
+        """A photo that others have resized to `size`, normalised and put into its bucket (data/evaluation_loader.py),
+        for `stream`."""
+        return _Input(image, stored, size, buckets.extent(*size))
+
+    def _stored(self, image: np.ndarray, resized: np.ndarray, min_size: int, max_size: int) -> "_Input":
         size = resized.shape[:2]
-        shape = buckets.bucket(*size, self.min_size, self.max_size)
+        shape = buckets.bucket(*size, min_size, max_size)
         return _Input(image, buckets.fill(transforms.normalize(resized), shape), size, buckets.extent(*size))
 
     def _encode(self, inputs: Sequence["_Input"]) -> list[EncodedImage]:

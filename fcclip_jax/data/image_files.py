@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import io
 import itertools
 import os
 import stat
@@ -30,6 +31,12 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 _STRIP_PIXELS = 1 << 22
 
 
@@ -63,8 +70,35 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     path = Path(path)
     _check_file(path)
     try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error)) from error
+    with file:
+        return _read_rgb(path, file)
+
+
+def decode_image(data: bytes, name: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """As `read_image`, from the bytes of a file, which messages call `name`."""
+    if not data:
+        raise ImageError(name, "the file is empty")
+    return _read_rgb(Path(name), io.BytesIO(data))
+
+
+def upright_size(data: bytes, name: str | Path) -> tuple[int, int]:
+    """Height and width that `decode_image` will give, from the head of the file alone. Raises ImageError for no
+    image."""
+    try:
+        with _pillow_limit_raised(), _open(io.BytesIO(data)) as image:
+            turned = _ORIENTATIONS.get(_orientation(image)) in _TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as in _decode
+        raise ImageError(name, _unreadable(Path(name)) if data else "the file is empty") from error
+
+
+def _read_rgb(path: Path, file: io.BufferedIOBase) -> UInt8[np.ndarray, "H W 3"]:
+    try:
         with _pillow_limit_raised(), contextlib.ExitStack() as files:
-            return _to_rgb(_decode(path, files))
+            return _to_rgb(_decode(path, file, files))
     except MemoryError as error:
         raise ImageError(path, "too large: not enough memory to hold it") from error
 
@@ -119,16 +153,15 @@ def _pillow_limit_raised() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit_before
 
 
-def _decode(path: Path, files: contextlib.ExitStack) -> Image.Image:
-    """The upright image, its pixels loaded; what has to be closed after it goes to `files`."""
+def _open(file: io.BufferedIOBase) -> Image.Image:
     Image.init()
+    return Image.open(file, formats=[name for name in _FORMATS.split() if name in Image.OPEN])
+
+
+def _decode(path: Path, file: io.BufferedIOBase, files: contextlib.ExitStack) -> Image.Image:
+    """The upright image, its pixels loaded; what has to be closed after it goes to `files`."""
     try:
-        file = files.enter_context(path.open("rb"))
-    except OSError as error:
-        raise ImageError(path, error.strerror or str(error)) from error
-    try:
-        formats = [name for name in _FORMATS.split() if name in Image.OPEN]
-        image = files.enter_context(Image.open(file, formats=formats))
+        image = files.enter_context(_open(file))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         image.load()

@@ -4,7 +4,6 @@ A source has `len`, `source[i] -> PanopticRecord`, and travels to loader process
 holds are a few flat arrays, not a hundred thousand dictionaries.
 """
 
-import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from fcclip_jax.data.files import expect_folder, json_entries, read_file, read_json, refuse_if_absent
 from fcclip_jax.data.records import DataError, PanopticRecord
 from fcclip_jax.vocabulary import Vocabulary
 
@@ -21,7 +21,6 @@ LAYOUT = """expected is the layout of COCO panoptic:
     annotations (panoptic_train2017.json)"""
 
 _UNKNOWN = -1
-_LOOK_FOR = 100  # images, at the start: one missing is a matter for its turn, all of them mean another folder
 
 
 @runtime_checkable
@@ -55,10 +54,9 @@ class CocoPanopticSource:
         self._images_dir, self._panoptic_dir = Path(images_dir), Path(panoptic_dir)
         self._json = Path(annotations)
         for folder in (self._images_dir, self._panoptic_dir):
-            if not folder.is_dir():
-                raise DataError(folder, f"no such folder; {LAYOUT}")
+            expect_folder(folder, LAYOUT)
         self._class_by_id = class_by_id(vocabulary)
-        content = _read_json(self._json)
+        content = read_json(self._json, LAYOUT)
         images = _entries(self._json, content, "images")
         entries = _entries(self._json, content, "annotations")
         if not entries:
@@ -71,8 +69,7 @@ class CocoPanopticSource:
             raise DataError(self._json, f"not a COCO panoptic file: {type(error).__name__} {error}") from error
         if not skip_bad:
             self._refuse_unknown_categories()
-        if not any((self._images_dir / name).is_file() for name in self._image_names[:_LOOK_FOR]):
-            raise DataError(self._images_dir / self._image_names[0], f"no such file; {LAYOUT}")
+        refuse_if_absent([self._images_dir / name for name in self._image_names], LAYOUT)
 
     def _fill(self, entries: Sequence[dict], images: Sequence[dict]) -> None:
         image_names = {image["id"]: image["file_name"] for image in images}
@@ -121,8 +118,8 @@ class CocoPanopticSource:
             image_id=int(self._image_ids[index]),
             image_name=str(image_path),
             panoptic_name=str(panoptic_path),
-            image=_read(image_path),
-            panoptic=_read(panoptic_path),
+            image=read_file(image_path),
+            panoptic=read_file(panoptic_path),
             segment_ids=self._segment_ids[segments],
             classes=self._classes[segments],
             crowd=self._crowd[segments],
@@ -161,8 +158,9 @@ class TfdsPanopticSource:
         if self._data is None:
             import tensorflow_datasets as tfds
 
-            raw = {"image": tfds.decode.SkipDecoding(), "panoptic_image": tfds.decode.SkipDecoding()}
             builder = self._builder()
+            images = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
+            raw = {key: tfds.decode.SkipDecoding() for key in images}
             try:
                 self._data = builder.as_data_source(self._split, decoders=raw)
             except (ValueError, KeyError, NotImplementedError) as error:
@@ -237,30 +235,8 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else bytes(np.asarray(value).item())
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(path, "no such file") from None
-    except OSError as error:
-        raise DataError(path, error.strerror or str(error)) from error
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(path, f"no such file; {LAYOUT}")
-    try:
-        return json.loads(_read(path))
-    except UnicodeDecodeError as error:
-        raise DataError(path, f"not JSON: {error}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(path, f"not JSON, or cut short: line {error.lineno}: {error.msg}") from None
-
-
 def _entries(path: Path, content: Any, key: str) -> list[dict]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(path, f"not a COCO panoptic file: it has no list `{key}`")
+    entries = json_entries(path, content, key, "a COCO panoptic file")
     if key == "annotations" and entries and "segments_info" not in entries[0]:
         raise DataError(path, "not a COCO panoptic file but another COCO one: its annotations have no `segments_info`")
     return entries

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int32
 
+from fcclip_jax.data.annotation_maps import rgb_to_id
 from fcclip_jax.data.records import PanopticRecord, decode_image
 from fcclip_jax.data.sources import PanopticSource, class_by_id
 from fcclip_jax.vocabulary import Vocabulary
@@ -33,33 +35,15 @@ class PanopticFolder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, data_dir: Path, splits: Mapping[str, PanopticSource], vocabulary: Vocabulary):
         self._splits, self._vocabulary = splits, vocabulary
-        self._class_ids = sorted(class_by_id(vocabulary).items())  # label -> (category id, class)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        classes = self._vocabulary.classes
-        shown = [classes[index].name for _, index in self._class_ids]
-        # Labels must differ, where two classes may share the shown name as long as their ids differ.
-        names = [
-            name if shown.count(name) == 1 else f"{name} ({id_})"
-            for name, (id_, _) in zip(shown, self._class_ids, strict=True)
-        ]
-        objects = {
-            "id": np.int64,
-            "area": np.int64,
-            "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(names=names),
-            "is_crowd": np.bool_,
-        }
+        panoptic, ids = panoptic_features(self._vocabulary)
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "image/filename": tfds.features.Text(),
             "image/id": np.int64,
-            "panoptic_image": tfds.features.Image(shape=(None, None, 3)),
-            "panoptic_image/filename": tfds.features.Text(),
-            "panoptic_objects": tfds.features.Sequence(objects),
-        }
-        ids = [id_ for id_, _ in self._class_ids]
+        } | panoptic
         return tfds.core.DatasetInfo(
             builder=self,
             description="Images with panoptic maps, from a COCO panoptic folder.",
@@ -71,7 +55,6 @@ class PanopticFolder(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(source) for name, source in self._splits.items()}
 
     def _generate_examples(self, source: PanopticSource) -> Iterator[tuple[int, dict]]:
-        label_by_class = {index: label for label, (_, index) in enumerate(self._class_ids)}
         for index in range(len(source)):
             record = source[index]
             yield (
@@ -82,13 +65,41 @@ class PanopticFolder(tfds.core.GeneratorBasedBuilder):
                     "image/id": record.image_id,
                     "panoptic_image": record.panoptic,
                     "panoptic_image/filename": Path(record.panoptic_name).name,
-                    "panoptic_objects": _objects(record, label_by_class),
+                    "panoptic_objects": panoptic_objects(
+                        record,
+                        rgb_to_id(np.asarray(decode_image(record.panoptic, record.panoptic_name))),
+                        self._vocabulary,
+                    ),
                 },
             )
 
 
-def _objects(record: PanopticRecord, label_by_class: Mapping[int, int]) -> list[dict]:
-    panoptic = np.asarray(decode_image(record.panoptic, record.panoptic_name)) @ np.array([1, 256, 65536])
+def panoptic_features(vocabulary: Vocabulary) -> tuple[dict, list[int]]:
+    """The features of a panoptic map, and the category id of each label (in rising order)."""
+    class_ids = sorted(class_by_id(vocabulary).items())  # label -> (category id, class)
+    shown = [vocabulary.classes[index].name for _, index in class_ids]
+    # Labels must differ, where two classes may share the shown name as long as their ids differ.
+    names = [
+        name if shown.count(name) == 1 else f"{name} ({id_})" for name, (id_, _) in zip(shown, class_ids, strict=True)
+    ]
+    objects = {
+        "id": np.int64,
+        "area": np.int64,
+        "bbox": tfds.features.BBoxFeature(),
+        "label": tfds.features.ClassLabel(names=names),
+        "is_crowd": np.bool_,
+    }
+    features = {
+        "panoptic_image": tfds.features.Image(shape=(None, None, 3)),
+        "panoptic_image/filename": tfds.features.Text(),
+        "panoptic_objects": tfds.features.Sequence(objects),
+    }
+    return features, [id_ for id_, _ in class_ids]
+
+
+def panoptic_objects(record: PanopticRecord, panoptic: Int32[np.ndarray, "H W"], vocabulary: Vocabulary) -> list[dict]:
+    """What `panoptic_objects` holds for a record, whose panoptic map has these ids."""
+    label_by_class = {index: label for label, (_, index) in enumerate(sorted(class_by_id(vocabulary).items()))}
     height, width = panoptic.shape
     objects = []
     for id_, cls, crowd in zip(record.segment_ids, record.classes, record.crowd, strict=True):

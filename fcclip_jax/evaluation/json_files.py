@@ -1,4 +1,5 @@
-"""Reading JSON files that others wrote: every complaint names the file and the layout that was expected."""
+"""Reading JSON files that others wrote: every complaint names the file and the layout that was expected. And writing
+our own."""
 
 import json
 import os
@@ -54,3 +55,13 @@ def index_by(entries: Sequence[Mapping], key: str, path: str | os.PathLike, layo
             raise ValueError(f"{path} has two entries with {key} {entry[key]!r}")
         index[entry[key]] = entry
     return index
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Writes a file aside and renames it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

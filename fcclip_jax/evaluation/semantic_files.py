@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
 
 from fcclip_jax.evaluation.json_files import expect_folder
 from fcclip_jax.evaluation.miou import LabelError, MeanIoU
@@ -59,8 +63,22 @@ def _find(folder: Path, suffix: str | None) -> dict[str, Path]:
     return found
 
 
-def count_labels(matrix: MeanIoU, pair: LabelPair) -> None:
-    """Reads one pair and counts it.
+def label_table(ids: Sequence[int], ignore: int, others: int) -> Int[np.ndarray, " values"]:
+    """From a value of a label map to the place of its class, where maps hold the numbers `ids` of the classes: `ignore`
+    stays, and all that is no class becomes `others`."""
+    table = np.full(1 << 16, others, np.int64)
+    table[ignore] = ignore
+    table[np.asarray(ids)] = np.arange(len(ids))
+    return table
+
+
+def count_labels(
+    matrix: MeanIoU,
+    pair: LabelPair,
+    truth_table: Int[np.ndarray, " values"] | None = None,
+    predictions_table: Int[np.ndarray, " values"] | None = None,
+) -> None:
+    """Reads one pair and counts it. The tables, made by `label_table`, are looked up first.
 
     Raises:
         BadSample: a file is missing or damaged, sizes differ, or a label is no class; nothing is counted then.
@@ -68,6 +86,8 @@ def count_labels(matrix: MeanIoU, pair: LabelPair) -> None:
     if pair.prediction is None:
         raise BadSample(f"{pair.truth}: no prediction, expected {pair.expected}")
     truth, prediction = read_label_png(pair.truth), read_label_png(pair.prediction)
+    truth = truth if truth_table is None else truth_table[truth]
+    prediction = prediction if predictions_table is None else predictions_table[prediction]
     try:
         matrix.update(truth, prediction)
     except LabelError as error:

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fcclip_jax.models.layers import MultiHeadAttention, layer_norm
+from fcclip_jax.models.layers import MultiHeadAttention, gelu, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Block(nnx.Module):
         later = jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), k=1)
         y = self.norm1(x)
         x = x + self.attention(y, y, y, blocked=later)
-        return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
 
 class ClipText(nnx.Module):

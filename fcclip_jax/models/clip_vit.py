@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fcclip_jax.models.layers import MultiHeadAttention, PatchConv, layer_norm
+from fcclip_jax.models.layers import MultiHeadAttention, PatchConv, gelu, layer_norm
 from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.structures import Features
 
@@ -49,7 +49,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], blocked: Bool[Array, "B T T"] | None = None) -> Float[Array, "B T D"]:
         y = self.norm1(x)
         x = x + self.attention(y, y, y, blocked=blocked)
-        return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
 
 class ClipViT(nnx.Module):

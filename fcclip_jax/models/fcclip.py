@@ -184,6 +184,30 @@ class FCCLIP(nnx.Module):
         )
         return Forward(features, pixels, decoder, pooled, predictions)
 
+    def describe(
+        self,
+        images: Float[Array, "B H W 3"],
+        extent: Int[Array, "B 2"],
+        masks: Bool[Array, "B N h w"],
+        dense_masks: Bool[Array, "B N h2 w2"],
+    ) -> MaskPredictions:
+        """Embeddings of given masks, at stride 4 and at that of the dense map: pooled CLIP features for the
+        out-vocabulary classifier; for the in-vocabulary one those of the query whose mask overlaps most (IoU)."""
+        out = self(images, extent)
+        inside = cells_inside(extent, masks.shape[2:], 4)[:, None]
+        given, found = (x.astype(jnp.float32) for x in (masks & inside, (out.predictions.masks > 0) & inside))
+        shared = jnp.einsum("bnhw,bqhw->bnq", given, found)
+        union = given.sum((2, 3))[:, :, None] + found.sum((2, 3))[:, None] - shared
+        nearest = jnp.argmax(shared / jnp.maximum(union, 1.0), axis=2)
+        signs = jnp.where(dense_masks, 1.0, -1.0)
+        pooled, valid = mask_pooling(out.features.res5, signs)
+        return MaskPredictions(
+            masks=jnp.where(masks, 1.0, -1.0),
+            class_embed=jnp.take_along_axis(out.predictions.class_embed, nearest[:, :, None], axis=1),
+            clip_embed=self.clip.visual.project(pooled).astype(jnp.float32),
+            valid=valid,
+        )
+
     def in_vocabulary_logits(
         self,
         class_embed: Float[Array, "B Q E"],

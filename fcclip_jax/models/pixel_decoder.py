@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, sine_positions, xavier_uniform
 from fcclip_jax.ops.deformable_attention import deformable_attention
 from fcclip_jax.ops.extent import cells_inside, repeat_edges, zero_outside
+from fcclip_jax.ops.platform import by_platform
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, PixelDecoderOutput
 
@@ -76,9 +77,12 @@ class DeformableSelfAttention(nnx.Module):
             size = sizes[:, None, None, :, None, ::-1].astype(jnp.float32)
         locations = reference[..., None, None, None, :] + offsets / size
         value = self.value_proj(tokens).reshape(batch, length, self.heads, -1)
+
+        def attend(chunks: int):
+            return lambda *args: deformable_attention(*args, shapes, sizes=sizes, chunks=chunks)
+
         # On CPU the gathered rows of 1/64 of the queries stay in cache (measured, see the op).
-        chunks = 64 if jax.default_backend() == "cpu" else 1
-        mixed = deformable_attention(value, locations, weights, shapes, sizes=sizes, chunks=chunks)
+        mixed = by_platform(value, locations, weights, cpu=attend(64), other=attend(1))
         return self.output_proj(mixed)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -111,6 +111,10 @@ class TextClassifier:
         if new:
             self._embed(new, vocabulary, progress)
         return np.stack([self._memory[word] for word in vocabulary.synonyms])
+
+    def remember(self, words: Sequence[str], rows: Float[np.ndarray, "S E"]) -> None:
+        """Takes unit rows that were embedded before, one a word."""
+        self._memory.update(zip(words, rows, strict=True))
 
     def _embed(self, words: list[str], vocabulary: Vocabulary, progress: Callable[[int, int], None] | None) -> None:
         overlong = vocabulary.overlong()

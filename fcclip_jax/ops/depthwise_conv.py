@@ -6,6 +6,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from fcclip_jax.ops.platform import by_platform
+
 
 @jax.custom_vjp
 def depthwise_conv_shifts(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
@@ -71,6 +73,4 @@ def depthwise_conv_grouped(x: Float[Array, "B H W C"], kernel: Float[Array, "k k
 
 def depthwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
     """Cross-correlates each channel with its own odd `k x k` kernel; the output has the input's size."""
-    if jax.default_backend() == "cpu":
-        return depthwise_conv_shifts(x, kernel)
-    return depthwise_conv_grouped(x, kernel)
+    return by_platform(x, kernel, cpu=depthwise_conv_shifts, other=depthwise_conv_grouped)

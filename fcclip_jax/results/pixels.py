@@ -149,6 +149,12 @@ def semantic_run(probabilities: Float[Array, "P Q"], class_probs: Float[Array, "
 
 
 @jax.jit
+def best_class(scores: Float[Array, "P K"]) -> Int[Array, " P"]:
+    """The first class with the largest score."""
+    return _first_maximum(scores)
+
+
+@jax.jit
 def instance_run(logits: Float[Array, "P q"], count: Int[Array, ""]) -> tuple[Bool[Array, "q P"], Float[Array, " q"]]:
     """Where each mask's logit is positive, and the sum of its sigmoid there, over the photo's pixels."""
     inside = logits > 0

@@ -31,7 +31,8 @@ class Results:
     instances: list[Instance] | None = None
 
 
-def _softmax(x: Float[np.ndarray, "Q K1"]) -> Float[np.ndarray, "Q K1"]:
+def softmax(x: Float[np.ndarray, "Q K1"]) -> Float[np.ndarray, "Q K1"]:
+    """Along the classes."""
     powers = np.exp(x - x.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -104,7 +105,7 @@ def compute_results(
     masks = jnp.asarray(mask_logits, jnp.float32)
     log_probs, isthing = np.asarray(class_log_probs, np.float32), np.asarray(isthing, bool)
     _check(masks, log_probs, names, isthing, tasks, max_instances)
-    class_probs = _softmax(log_probs)
+    class_probs = softmax(log_probs)
     cells = masks.shape[1:] if padded_size is None else tuple(size // STRIDE for size in padded_size)
     if cells[0] > masks.shape[1] or cells[1] > masks.shape[2]:
         raise ValueError(f"masks of {masks.shape[1:]} cells do not hold an image padded to {padded_size}")

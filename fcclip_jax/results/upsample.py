@@ -4,6 +4,7 @@ The reference resizes the masks to the padded network input, cuts off the paddin
 photo. Both steps are linear and separable, so together they are one small stencil per pixel.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -96,6 +97,12 @@ class Upsampling:
         rows, columns = np.arange(self._weights_y.shape[1]), np.arange(self._weights_x.shape[1])
         self.offsets = (rows[:, None] * self._row + columns).astype(np.int32)
         """`[ty,tx]`: the stencil's cells, counted from its first."""
+
+    def mirrored(self) -> "Upsampling":
+        """The same for masks of the photo's mirror image, left and right exchanged: pixels stay those of the photo."""
+        other = copy.copy(self)
+        other._start_x, other._weights_x = self._start_x[::-1], self._weights_x[::-1]
+        return other
 
     def runs(self, length: int) -> Iterator[PixelRun]:
         """Every pixel once, in runs of `length`."""

@@ -262,6 +262,45 @@ def test_label_folders_with_suffixes(labels, tmp_path):
     assert read(tmp_path / "figures.json")["mIoU"] == 95.0
 
 
+@pytest.fixture
+def numbered(labels, tmp_path):
+    """The same maps with the numbers 7, 30 and 20 for the classes; the truth also has a 3, which is no class."""
+    (tmp_path / "words.txt").write_text("7:road\n30:train [thing]\n20:sign\n", encoding="utf-8")
+    for path in (tmp_path / "prediction" / "city").iterdir():
+        Image.fromarray(np.array([7, 30, 20], np.uint8)[np.array(Image.open(path))]).save(path)
+    truth = np.full((2, 5), 20, np.uint8)
+    truth[1, 4] = 3
+    for k, ids in enumerate((truth, np.full((2, 5), 20, np.uint8))):
+        Image.fromarray(ids).save(tmp_path / "truth" / "city" / f"{k}.png")
+    words = tmp_path / "words.txt"
+    return lambda *more: labels("--classes", 3, "--truth_ids", words, "--predictions_ids", words, *more)
+
+
+def test_label_maps_with_the_numbers_of_a_list(numbered, tmp_path):
+    """Nineteen pixels count, of which one is wrong."""
+    assert numbered() == 0
+    figures = read(tmp_path / "figures.json")
+    assert figures["pACC"] == pytest.approx(100 * 18 / 19)
+    assert [c["pixels"] for c in figures["per_class"]] == [0, 0, 19]
+
+
+def test_a_number_that_no_class_has_is_no_prediction(numbered, tmp_path):
+    Image.fromarray(np.full((2, 5), 8, np.uint8)).save(tmp_path / "prediction" / "city" / "0.png")
+    with pytest.raises(BadSample, match=r"prediction/city/0.png: .*neither one of the 3 classes"):
+        numbered()
+
+
+def test_a_list_that_does_not_fit_is_refused(numbered, labels, tmp_path):
+    words = tmp_path / "words.txt"
+    with pytest.raises(ValueError, match=r"words.txt has 3 classes, --classes says 4"):
+        numbered("--classes", 4)
+    with pytest.raises(ValueError, match=r"words.txt has a class with the number 20"):
+        numbered("--ignore", 20)
+    words.write_text("road\ntrain\nsign\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words.txt has 3 classes without numbers"):
+        numbered()
+
+
 def test_bad_label_maps_stop_or_are_skipped(labels, tmp_path):
     path = tmp_path / "prediction" / "city" / "0.png"
     expected = {

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fcclip_jax.models.layers import MLP, MultiHeadAttention, PatchConv, group_norm, layer_norm, sine_positions
+from fcclip_jax.models.layers import MLP, MultiHeadAttention, PatchConv, gelu, group_norm, layer_norm, sine_positions
 from fcclip_jax.models.transformer_decoder import DecoderLayer, TransformerDecoderConfig
 from tests.models.modules import filled
 
@@ -160,3 +160,14 @@ def test_norms_keep_their_digits_far_from_zero():
     groups = exact.reshape(1, 4, 32, 2)
     by_group = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
     np.testing.assert_allclose(group_norm(64, rngs=nnx.Rngs(0))(far), by_group.reshape(far.shape), atol=0.02)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-8, 8, 4001, dtype=np.float32)
+    exact = 0.5 * x.astype(np.float64) * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
+    # float32: half a unit of the last place of 8 is 5e-7; erf itself is within one.
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), exact, atol=1.5e-6)
+    # In bfloat16 only input and result are rounded: 8 bits.
+    rounded = jnp.asarray(x, jnp.bfloat16)
+    wide = gelu(rounded.astype(jnp.float32))
+    np.testing.assert_allclose(gelu(rounded).astype(np.float32), wide, rtol=2**-8, atol=1e-6)

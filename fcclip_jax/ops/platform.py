@@ -1,0 +1,28 @@
+"""One function, two formulations: the one that is fast on CPU and the one that is fast elsewhere."""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import jax
+from jax import lax
+
+_EVERY = contextvars.ContextVar("every_platform", default=False)
+
+
+@contextlib.contextmanager
+def every_platform() -> Iterator[None]:
+    """What is traced inside holds both formulations, and each platform takes its own when it compiles: for programs
+    that are traced on one machine and run on another (export). Otherwise the machine that traces decides."""
+    token = _EVERY.set(True)
+    try:
+        yield
+    finally:
+        _EVERY.reset(token)
+
+
+def by_platform(*args, cpu: Callable, other: Callable):
+    """`cpu(*args)` or `other(*args)`; they compute the same."""
+    if _EVERY.get():
+        return lax.platform_dependent(*args, cpu=cpu, default=other)
+    return cpu(*args) if jax.default_backend() == "cpu" else other(*args)
