@@ -55,7 +55,13 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
     optimizer = make_optimizer(optimizer_config)
     decay = config.optimizer.average_decay
     graphdef, state = init_clip(
-        model, optimizer, mesh, seed=config.seed, average=decay > 0, dtype=jnp.dtype(config.model.dtype)
+        model,
+        optimizer,
+        mesh,
+        seed=config.seed,
+        average=decay > 0,
+        dtype=jnp.dtype(config.model.dtype),
+        parameters=_start_from(config, model),
     )
     first = jax.process_index() == 0
     if first:
@@ -96,6 +102,18 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
     if first:
         export_towers(workdir / "towers", model, params, config, int(state.step), probe.measure(params))
     return 0 if complete else EXIT_PREEMPTED
+
+
+def _start_from(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray] | None:
+    """The towers of the folder `model.start_from`, by their names in `Clip`."""
+    if not config.model.start_from:
+        return None
+    found = weights.load_parameters(config.model.start_from, weights.TOWERS)
+    shapes = {name: array.shape for name, array in found.items()}
+    weights.check_shapes(
+        f"model.start_from {config.model.start_from}", shapes, weights.parameter_shapes(model, towers_only=True)
+    )
+    return {name.removeprefix(weights.TOWERS): array for name, array in found.items()}
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:

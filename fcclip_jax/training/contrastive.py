@@ -7,11 +7,12 @@ their names for its target.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from fcclip_jax.models.clip_vision import ClipVision
 from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
 from fcclip_jax.models.mask_classifier import normalize
+from fcclip_jax.models.weights import state_from_parameters
 from fcclip_jax.training.sharding import (
     AXES,
     BATCH,
@@ -179,13 +181,23 @@ def make_contrastive_step(
 
 
 def init_clip(
-    config: FCCLIPConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, seed: int, average: bool, dtype: Any
+    config: FCCLIPConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    average: bool,
+    dtype: Any,
+    parameters: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """`Clip`'s graph and a fresh state of all its parameters, each array created where it belongs."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Clip(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    """`Clip`'s graph and a fresh state of all its parameters, each array created where it belongs; they are random, or
+    `parameters` by name."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Clip(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    given = None if parameters is None else state_from_parameters(shapes, parameters)
 
-    def make(key: Array) -> TrainState:
-        params = nnx.state(Clip(config, dtype=dtype, rngs=nnx.Rngs(key)))
+    def make(key: Array, params: nnx.State | None) -> TrainState:
+        if params is None:
+            params = nnx.state(Clip(config, dtype=dtype, rngs=nnx.Rngs(key)))
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -195,5 +207,5 @@ def init_clip(
         )
 
     key = jax.random.key(seed)
-    shapes = jax.eval_shape(make, key)
-    return graphdef, jax.jit(make, out_shardings=shard_like_parameters(mesh, shapes))(key)
+    born = jax.eval_shape(make, key, given)
+    return graphdef, jax.jit(make, out_shardings=shard_like_parameters(mesh, born))(key, given)
