@@ -46,11 +46,30 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
     """
     if config.data.kind != "emoji":
         raise ConfigError("task contrastive needs captions, which only data.kind emoji has")
+    if config.accumulate != 1:
+        raise ConfigError("task contrastive needs its batch at once, to tell pictures apart: accumulate must be 1")
+    probe, run = _build(config, workdir)
+    try:
+        state, complete = train(run)
+    finally:
+        run.checkpoints.close()
+        run.data.close()
+        for writer in run.writers:
+            writer.close()
+    params = _best(run.mesh, state)
+    if jax.process_index() == 0:
+        scores = probe.measure(params)
+        export_towers(workdir / "towers", model_config(config), params, config, int(state.step), scores)
+    return 0 if complete else EXIT_PREEMPTED
+
+
+def _build(config: ConfigDict, workdir: Path) -> tuple["Probe", Run]:
+    """Puts a run together, and what it is measured by."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     model = model_config(config)
+    sprites = Sprites(config.data.sprites)  # before the work folder is claimed: they may not be there
     fingerprint = claim(workdir, config)
-    sprites = Sprites(config.data.sprites)
     optimizer_config = fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
     decay = config.optimizer.average_decay
@@ -71,7 +90,7 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
     batches = PairBatches(
         str(config.data.sprites), config.batch_size, config.seed, jax.process_index(), jax.process_count()
     )
-    run = Run(
+    return probe, Run(
         config=fields(TrainerConfig, config, average_decay=decay),
         graphdef=graphdef,
         optimizer=optimizer,
@@ -91,17 +110,6 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
         ),
         inputs=INPUTS,
     )
-    try:
-        state, complete = train(run)
-    finally:
-        run.checkpoints.close()
-        run.data.close()
-        for writer in run.writers:
-            writer.close()
-    params = _best(mesh, state)
-    if first:
-        export_towers(workdir / "towers", model, params, config, int(state.step), probe.measure(params))
-    return 0 if complete else EXIT_PREEMPTED
 
 
 def _start_from(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray] | None:

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.models.clip_vision import ClipVision
 from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
@@ -157,18 +157,10 @@ def make_contrastive_step(
         (total, terms), gradients = everywhere(state.params, {key: batch[key] for key in INPUTS})
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average is not None:
-            average = optax.incremental_update(params, average, 1 - average_decay)
-        proposed = (state.step + 1, params, opt_state, average)
-        current = (state.step, state.params, state.opt_state, state.average)
-        good = finite & (state.step == number)
-        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current)
+        new = _updated(state, gradients, optimizer, average_decay, finite & (state.step == number))
         metrics = {"loss": total, **terms, "grad_norm": norm, "finite": finite}
         metrics["pictures"] = (batch["present"].sum(-1) > 0).sum()
-        return TrainState(*new, state.key), metrics
+        return new, metrics
 
     whole, ours = replicated(mesh), batch_sharding(mesh)
     shardings = shard_like_parameters(mesh, state)
@@ -178,6 +170,24 @@ def make_contrastive_step(
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
+
+
+def _updated(
+    state: TrainState,
+    gradients: nnx.State,
+    optimizer: optax.GradientTransformation,
+    average_decay: float,
+    good: Bool[Array, ""],
+) -> TrainState:
+    """The state after one step of the optimizer where the step is `good`, else the same."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(params, average, 1 - average_decay)
+    proposed = (state.step + 1, params, opt_state, average)
+    current = (state.step, state.params, state.opt_state, state.average)
+    return TrainState(*jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current), state.key)
 
 
 def init_clip(

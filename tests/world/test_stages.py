@@ -5,26 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcclip_jax import experiment
 from fcclip_jax.models import weights
 from fcclip_jax.world.names import vocabulary
 from fcclip_jax.world.prepare import label_lines, write_split
 from fcclip_jax.world.scenes import Recipe
+from tests.own_process import finish, start
 from tools.emoji.claims import measure, table
 from tools.emoji.ship import LARGEST, ship
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def train(name, workdir, sprites, *overrides):
-    changes = [("data.sprites", str(sprites)), ("log_every", "1"), ("checkpoint_every", "0"), ("eval_every", "0")]
-    config = experiment.load_config(CONFIGS / name, [*changes, *overrides])
-    assert experiment.run_training(config, workdir) == 0
+def train(name, workdir, sprites, cache, *overrides):
+    changes = (f"data.sprites={sprites}", "log_every=1", "checkpoint_every=0", "eval_every=0", *overrides)
+    command = ["-m", "fcclip_jax.cli", "train", "--config", str(CONFIGS / name), "--workdir", str(workdir)]
+    log = workdir.with_suffix(".log")
+    finish(start([*command, *(f"--config.{change}" for change in changes)], cache, log), log, timeout=1800)
 
 
 @pytest.mark.slow
-def test_both_stages(sprite_folder, sprites, tmp_path):
-    train("emoji_clip.py", tmp_path / "clip", sprite_folder, ("steps", "4"))
+def test_both_stages(sprite_folder, sprites, private_cache, tmp_path):
+    train("emoji_clip.py", tmp_path / "clip", sprite_folder, private_cache, "steps=4")
     card = weights.read_card(tmp_path / "clip" / "towers")
     assert card.towers_only and 0 <= card.provenance["scores"]["things"] <= 100
     towers = weights.load_parameters(tmp_path / "clip" / "towers")
@@ -33,9 +34,10 @@ def test_both_stages(sprite_folder, sprites, tmp_path):
         "emoji_fcclip.py",
         tmp_path / "masks",
         sprite_folder,
-        ("steps", "3"),
-        ("optimizer.milestones", "2"),
-        ("model.towers", str(tmp_path / "clip" / "towers")),
+        private_cache,
+        "steps=3",
+        "optimizer.milestones=2",
+        f"model.towers={tmp_path / 'clip' / 'towers'}",
     )
     trained = weights.load_parameters(tmp_path / "masks" / "model")
     assert all(np.array_equal(trained[name], array) for name, array in towers.items())
