@@ -24,6 +24,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
@@ -45,6 +46,9 @@ parity: .venv/ready .venv-parity/ready
 
 bench: .venv/ready .venv-parity/ready
 	$(BIN)/python -m tools.bench.compare
+	$(BIN)/python -m tools.bench.loader --json docs/training_loader.json
+	$(BIN)/python -m tools.bench.train_step --json docs/training_step.json
+	$(BIN)/python -m tools.bench.train_memory --json docs/training_memory.json
 
 clean:
 	rm -rf .venv .venv-parity demo_output

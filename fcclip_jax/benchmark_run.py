@@ -148,6 +148,11 @@ def _finish(evaluation: _Evaluation) -> Report:
     """Adds up the records, and writes what comes out of them."""
     config, source, folder = evaluation.config, evaluation.source, evaluation.folder
     known = {index: entry for index, entry in sorted(folder.images().items()) if index < evaluation.count}
+    if len(known) < evaluation.count:
+        raise ValueError(
+            f"{evaluation.count - len(known)} of {evaluation.count} images have no record in {folder.path}: "
+            "all processes must see the same output folder"
+        )
     counted = [entry for entry in known.values() if entry.skipped is None]
     skipped = [entry.skipped for entry in known.values() if entry.skipped is not None]
     if not counted:

@@ -11,7 +11,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fcclip_jax import evaluate_command, export_command, prepare_command, score_files, train_command
+from fcclip_jax import (
+    evaluate_command,
+    export_command,
+    plan_command,
+    prepare_command,
+    score_files,
+    supervise_command,
+    train_command,
+)
 from fcclip_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -74,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_demo(commands)
     train_command.add_arguments(commands)
+    supervise_command.add_arguments(commands)
+    plan_command.add_arguments(commands)
     evaluate_command.add_arguments(commands)
     export_command.add_arguments(commands)
     score_files.add_arguments(commands)

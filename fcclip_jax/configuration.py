@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import traceback
 import types
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 
 from fcclip_jax.models.fcclip import EMOJI_VARIANTS, VARIANTS, FCCLIPConfig
 from fcclip_jax.training.optimizer import OptimizerConfig
+from fcclip_jax.training.work_folder import Folder, write_whole
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 
@@ -196,7 +198,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     here[name] = _parse(key, text, current)
 
 
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _parse(key: str, text: str, current: Any) -> Any:
@@ -206,13 +208,28 @@ def _parse(key: str, text: str, current: Any) -> Any:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(current, float) and type(value) is int:
-        value = float(value)
-    if isinstance(current, tuple):
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if type(value) is not type(current) or (isinstance(value, tuple) and any(type(v) is not int for v in value)):
-        raise ConfigError(f"{key} takes {_TYPES[type(current)]} such as {current!r}, not {text!r}")
+    value = _of_type(value, current)
+    if value is None:
+        raise ConfigError(f"{key} takes {_wanted(current)} such as {current!r}, not {text!r}")
     return value
+
+
+def _of_type(value: Any, current: Any) -> Any:
+    """`value` where it is of the type of `current`, or becomes so without loss; else None. The elements of a tuple are
+    of the type of its first one, and whole numbers where it is empty."""
+    if isinstance(current, tuple):
+        values = value if isinstance(value, list | tuple) else (value,)
+        found = tuple(_of_type(v, current[0] if current else 0) for v in values)
+        return None if None in found else found
+    if isinstance(current, float) and type(value) is int:
+        return float(value)
+    return value if type(value) is type(current) else None
+
+
+def _wanted(current: Any) -> str:
+    if isinstance(current, tuple):
+        return f"{_TYPES[type(current[0] if current else 0)]} or several of them,"
+    return _TYPES[type(current)]
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -222,30 +239,47 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return keys
 
 
-_AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "model.queries": 0,
-    "data.image_size": 32,
-    "data.min_scale": 0.01,
-    "data.max_scale": 0.01,
-    "data.drawn_images": 1,
-    "data.max_segments": 1,
-    "data.workers": 0,
-    "optimizer.clip_norm": 0,
-    "optimizer.warmup_steps": 0,
-    "optimizer.average_decay": 0,
-    "loss.points": 4,
-    "loss.oversample": 1,
-    "log_every": 0,
-    "checkpoint_every": 0,
-    "keep_checkpoints": 1,
-    "eval_every": 0,
-    "picture_every": 0,
-    "profile_at": 0,
-    "profile_steps": 1,
+# Ranges as they are written in mathematics: a bracket belongs to the range, a parenthesis does not.
+_RANGES: dict[str, str] = {
+    "seed": "[0, 2147483646]",
+    "steps": "[1, inf)",
+    "batch_size": "[1, inf)",
+    "accumulate": "[1, inf)",
+    "model.queries": "[0, inf)",
+    "data.image_size": "[32, inf)",
+    "data.min_scale": "[0.01, inf)",
+    "data.max_scale": "[0.01, inf)",
+    "data.drawn_images": "[1, inf)",
+    "data.max_segments": "[1, 32767]",
+    "data.workers": "[0, inf)",
+    "data.flip": "[0, 1]",
+    "optimizer.learning_rate": "(0, inf)",
+    "optimizer.weight_decay": "[0, inf)",
+    "optimizer.b1": "[0, 1)",
+    "optimizer.b2": "[0, 1)",
+    "optimizer.eps": "(0, inf)",
+    "optimizer.clip_norm": "(0, inf)",
+    "optimizer.warmup_steps": "[0, inf)",
+    "optimizer.warmup_factor": "[0, 1]",
+    "optimizer.gamma": "(0, inf)",
+    "optimizer.average_decay": "[0, 1)",
+    "loss.points": "[4, inf)",
+    "loss.oversample": "[1, inf)",
+    "loss.important": "[0, 1]",
+    "loss.no_object_weight": "[0, inf)",
+    "loss.class_weight": "[0, inf)",
+    "loss.mask_weight": "[0, inf)",
+    "loss.dice_weight": "[0, inf)",
+    "validation.max_images": "[0, inf)",
+    "validation.min_size": "[1, inf)",
+    "validation.max_size": "[1, inf)",
+    "log_every": "[0, inf)",
+    "checkpoint_every": "[0, inf)",
+    "keep_checkpoints": "[1, inf)",
+    "eval_every": "[0, inf)",
+    "picture_every": "[0, inf)",
+    "profile_at": "[0, inf)",
+    "profile_steps": "[1, inf)",
 }
 _ONE_OF = {
     "model.dtype": ("float32", "bfloat16"),
@@ -254,33 +288,57 @@ _ONE_OF = {
     "data.kind": ("coco", "tfds", "drawn", "emoji"),
     "assignment": ("device", "host"),
 }
-_SHARES = ("data.flip", "loss.important", "optimizer.average_decay")
 
 
 def _check(config: ConfigDict) -> None:
     values = _flat(config.to_dict())
-    for key, least in _AT_LEAST.items():
-        if not values[key] >= least:
-            raise ConfigError(f"{key} must be at least {least}, not {values[key]}")
+    for key, interval in _RANGES.items():
+        if not _inside(values[key], interval):
+            raise ConfigError(f"{key} must be {_in_words(interval)}, not {values[key]}")
     for key, choices in _ONE_OF.items():
         if values[key] not in choices:
             raise ConfigError(f"{key} is one of {', '.join(choices)}, not {values[key]!r}")
-    for key in _SHARES:
-        if not 0 <= values[key] <= 1:
-            raise ConfigError(f"{key} must be in 0 to 1, not {values[key]}")
     if config.data.image_size % 32:
         raise ConfigError(f"data.image_size must be a multiple of 32, not {config.data.image_size}")
     if config.data.max_scale < config.data.min_scale:
         raise ConfigError("data.max_scale must not be below data.min_scale")
+    if config.validation.max_size < config.validation.min_size:
+        raise ConfigError("validation.max_size must not be below validation.min_size")
+    steps = (0, *config.optimizer.milestones)
+    if any(type(step) is not int for step in steps) or any(
+        later <= earlier for earlier, later in itertools.pairwise(steps)
+    ):
+        raise ConfigError(
+            f"optimizer.milestones are steps from 1 that rise, each above the one before, not {steps[1:]}"
+        )
+
+
+def _inside(value: int | float, interval: str) -> bool:
+    least, most = (float(edge) for edge in interval[1:-1].split(","))
+    # Written so that NaN is inside nothing.
+    above = value >= least if interval[0] == "[" else value > least
+    below = value <= most if interval[-1] == "]" else value < most
+    return above and below
+
+
+def _in_words(interval: str) -> str:
+    least, most = interval[1:-1].split(", ")
+    above = f"at least {least}" if interval[0] == "[" else f"above {least}"
+    if most == "inf":
+        return above
+    return f"{above} and {'at most' if interval[-1] == ']' else 'below'} {most}"
 
 
 # Changing these makes a resumed run another run; the rest (steps, logging, mesh, workers) may change.
 _IDENTITY = ("task", "seed", "batch_size", "model", "optimizer", "loss")
 
 
-def claim(workdir: Path, config: ConfigDict) -> str:
+def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
     """Saves the resolved configuration as `workdir/config.json`, and returns its fingerprint. A folder without a
     checkpoint has nothing to lose and is taken over.
+
+    Args:
+        contents: for keys that name a folder, a hash of what is in it. It stands for the name, which may change.
 
     Raises:
         ConfigError: `workdir` holds the checkpoints of a run with another configuration.
@@ -288,20 +346,20 @@ def claim(workdir: Path, config: ConfigDict) -> str:
     values = json.loads(config.to_json())
     identity = {key: values[key] for key in _IDENTITY}
     identity["data"] = {k: v for k, v in values["data"].items() if k != "workers"}
+    identity = _flat(identity) | dict(contents or {})
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = workdir / CONFIG_FILE
     if path.is_file() and any(p.name.isdecimal() for p in (workdir / CHECKPOINTS).glob("*")):
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            theirs, print_ = _flat(saved["config"]), saved["fingerprint"]
+            theirs, print_ = _flat(saved["config"]) | saved["contents"], saved["fingerprint"]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{path} is damaged; it says whose checkpoints lie beside it. Give another --workdir, or delete it to "
                 "resume with the configuration given"
             ) from None
         if print_ != fingerprint:
-            ours = _flat(identity)
-            differing = [f"{k} {theirs.get(k)!r} (now {ours[k]!r})" for k in ours if ours[k] != theirs.get(k)]
+            differing = [_difference(k, theirs.get(k), v, contents) for k, v in identity.items() if v != theirs.get(k)]
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise ConfigError(
                 f"{workdir} is the work folder of another run: {', '.join(differing[:5]) or 'of another version'}{more}"
@@ -309,10 +367,15 @@ def claim(workdir: Path, config: ConfigDict) -> str:
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps({"fingerprint": fingerprint, "config": values}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        saved = {"fingerprint": fingerprint, "contents": dict(contents or {}), "config": values}
+        write_whole(path, json.dumps(saved, indent=1) + "\n")
     return fingerprint
+
+
+def _difference(key: str, theirs: Any, ours: Any, contents: Mapping[str, str] | None) -> str:
+    if key in (contents or {}):
+        return f"{key} holds other weights"
+    return f"{key} {theirs!r} (now {ours!r})"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

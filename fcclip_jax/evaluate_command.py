@@ -31,6 +31,7 @@ def add_arguments(commands) -> None:
     evaluate.add_argument("--worst", type=int, metavar="N", help="pictures of the N images with the lowest figures")
     evaluate.add_argument("--skip_bad", action="store_true", help="pass over images that cannot be used, and list them")
     run_options.add_config_arguments(evaluate)
+    run_options.add_process_arguments(evaluate)
     evaluate.set_defaults(run=run)
 
 
@@ -40,8 +41,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: the input cannot be used; the command line turns them into one line and code 2.
     """
-    if options.distributed:
-        run_options.join_processes()
+    return run_options.run_together(options, lambda lifeline: _evaluate(options), common=(0, EXIT_SKIPPED))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     run_options.set_up_logging()
 
     try:

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,15 @@ from fcclip_jax.run_evaluation import RunEvaluation
 from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
+from fcclip_jax.training.goodput import FILE as GOODPUT_FILE
+from fcclip_jax.training.goodput import Goodput
+from fcclip_jax.training.lifeline import Lifeline
 from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, split_frozen
 from fcclip_jax.training.overview import parameter_table
+from fcclip_jax.training.stragglers import DataWaits
+from fcclip_jax.training.train_step import COUNTS, make_train_step
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
+from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from fcclip_jax.world.names import vocabulary as world_vocabulary
 from fcclip_jax.world.scenes import Recipe
@@ -47,24 +54,27 @@ from fcclip_jax.world.source import SceneSource
 
 log = logging.getLogger(__name__)
 
+# Of a work folder in an object store, what is written on this machine and goes up at the end.
+UPLOADED, EXPORTED = ("tensorboard", "profile"), ("model", "fcclip.safetensors")
+
 __all__ = ["ConfigError", "base_config", "build", "load_config", "run_training"]
 
 
-def run_training(config: ConfigDict, workdir: str | Path) -> int:
+def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | None = None) -> int:
     """Trains, exports, and returns the process's exit code: 0, or EXIT_PREEMPTED when told to stop.
 
-    In `workdir`: config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/, pictures/, profile/, and at
-    the end model/ (this project's format) and fcclip.safetensors (the original's state dict).
+    In `workdir`: config.json, parameters.txt, checkpoints/, metrics.jsonl, goodput.json, tensorboard/, pictures/,
+    profile/, and at the end model/ (this project's format) and fcclip.safetensors (the original's state dict).
 
     Raises:
         ValueError: the configuration does not fit the data, the devices or the work folder.
         CheckpointError: a checkpoint could not be written, or none can be read.
         TrainingStopped: a loss is not finite.
     """
-    workdir = Path(workdir)
     if config.task == "contrastive":
-        return run_contrastive(config, workdir)
-    run, data, towers, vocabulary = build(config, workdir)
+        return run_contrastive(config, workdir, lifeline)
+    workdir = open_folder(workdir)
+    run, data, towers, vocabulary = build(config, workdir, lifeline)
     try:
         state, complete = train(run)
     finally:
@@ -72,23 +82,32 @@ def run_training(config: ConfigDict, workdir: str | Path) -> int:
         data.close()
         for writer in run.writers:
             writer.close()
+        upload(workdir, *UPLOADED)
     if not complete:
         return EXIT_PREEMPTED
     params = sharding.gather(run.mesh, state.params if state.average is None else state.average)
     if jax.process_index() == 0:
-        export(workdir, model_config(config), params, towers, vocabulary, config)
+        export(local_part(workdir), model_config(config), params, towers, vocabulary, config)
+        upload(workdir, *EXPORTED)
+        log.info("the model is in %s", workdir / "model")
     return 0
 
 
-def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
+def build(
+    config: ConfigDict, workdir: Folder, lifeline: Lifeline | None = None
+) -> tuple[Run, TrainLoader, dict[str, np.ndarray], Vocabulary]:
     """Puts a run together; also returns the loader, the frozen towers by name, and the vocabulary trained on."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file: give a folder, which need not exist yet")
+    goodput = Goodput(workdir / GOODPUT_FILE if jax.process_index() == 0 else None)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
-    fingerprint = claim(workdir, config)
-    source, vocabulary = _source(config, workdir)
-    towers = _towers(config, model)
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
+    start = _start_from(config, model, options)
+    towers = _towers(config, model)
+    fingerprint = claim(workdir, config, _contents(config, towers, start))
+    source, vocabulary = _source(config, workdir)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
     optimizer_config = fields(OptimizerConfig, config.optimizer)
@@ -100,7 +119,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         mesh,
         seed=config.seed,
         average=config.optimizer.average_decay > 0,
-        params=_start_from(config, model, options),
+        params=start,
     )
     first = jax.process_index() == 0
     if first:
@@ -127,15 +146,71 @@ def build(config: ConfigDict, workdir: Path) -> tuple[Run, TrainLoader, dict[str
         ),
         writers=metrics.make_writers(workdir) if first else [],
         workdir=workdir,
+        goodput=goodput,
+        waits=DataWaits(config.data.workers, lifeline),
         evaluate=watch.evaluate if config.eval_every else None,
         picture=watch.picture if config.picture_every else None,
     )
     return run, data, towers, vocabulary
 
 
+def abstract_step(config: ConfigDict, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+    """The training step of a configuration as `jax.jit` makes it, and the shapes of its arguments `(state, frozen,
+    batch, text, number)`. Nothing is read but the configuration's label file, and nothing is allocated, so `mesh` may
+    be larger than any machine here.
+
+    Raises:
+        ValueError: the batch does not split over the mesh, or there is no such variant or label file.
+    """
+    sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
+    model = model_config(config)
+    options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
+    graphdef, params, frozen = train_state.abstract_model(model, options)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.model.frozen_dtype)), frozen)
+    optimizer = make_optimizer(fields(OptimizerConfig, config.optimizer))
+    average = config.optimizer.average_decay > 0
+    state = train_state.abstract_state(params, optimizer, average=average)
+    trainer = fields(TrainerConfig, config, average_decay=config.optimizer.average_decay)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        mesh,
+        state,
+        frozen,
+        CriterionConfig(**config.loss.to_dict()),
+        accumulate=trainer.accumulate,
+        average_decay=trainer.average_decay,
+        solver="device",
+    )
+    synonyms = _vocabulary(config).synonym_to_class
+    images, edge, segments = config.batch_size, config.data.image_size, config.data.max_segments
+    batch = {
+        "image": jax.ShapeDtypeStruct((images, edge, edge, 3), np.uint8),
+        "ids": jax.ShapeDtypeStruct((images, edge, edge), np.int16),
+        "labels": jax.ShapeDtypeStruct((images, segments), np.int32),
+        "valid": jax.ShapeDtypeStruct((images, segments), np.bool_),
+    } | {name: jax.ShapeDtypeStruct((images,), np.int32) for name in COUNTS}
+    text = {
+        "rows": jax.ShapeDtypeStruct((len(synonyms), model.embed_dim), np.float32),
+        "synonym_to_class": jax.ShapeDtypeStruct(synonyms.shape, np.int32),
+        "classes": jax.ShapeDtypeStruct((int(synonyms.max()) + 1,), np.bool_),
+    }
+    return step, (state, frozen, batch, text, jax.ShapeDtypeStruct((), np.int32))
+
+
+def _vocabulary(config: ConfigDict) -> Vocabulary:
+    """The words of a run, without its images."""
+    if config.data.kind == "emoji":
+        return world_vocabulary(seen_only=True)
+    if config.data.kind != "drawn":
+        return Vocabulary.parse(config.data.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        return Vocabulary.from_file(draw_dataset(Path(folder) / "drawn", images=1) / "labels.txt")
+
+
 def _watch(
     config: ConfigDict,
-    workdir: Path,
+    workdir: Folder,
     model: FCCLIPConfig,
     towers: dict[str, np.ndarray],
     vocabulary: Vocabulary,
@@ -177,7 +252,7 @@ def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
     )
 
 
-def _source(config: ConfigDict, workdir: Path) -> tuple[PanopticSource, Vocabulary]:
+def _source(config: ConfigDict, workdir: Folder) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     if data.kind == "drawn":
         return _drawn(config, workdir, config.seed)
@@ -197,11 +272,11 @@ def _emoji(config: ConfigDict, seed: int) -> PanopticSource:
     return SceneSource(config.data.sprites, recipe, seed=seed, seen_only=True)
 
 
-def _drawn(config: ConfigDict, workdir: Path, seed: int) -> tuple[PanopticSource, Vocabulary]:
+def _drawn(config: ConfigDict, workdir: Folder, seed: int) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     size = (data.image_size, data.image_size * 5 // 4)
     name = f"drawn-{data.drawn_images}-{data.image_size}-{seed}"
-    folder = draw_dataset(workdir / name, images=data.drawn_images, size=size, seed=seed)
+    folder = draw_dataset(local_part(workdir) / name, images=data.drawn_images, size=size, seed=seed)
     vocabulary = Vocabulary.from_file(folder / "labels.txt")
     paths = (folder / "images", folder / "panoptic", folder / "panoptic.json")
     return CocoPanopticSource(*paths, vocabulary), vocabulary
@@ -223,6 +298,15 @@ def _towers(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray]:
     log.warning("model.towers is empty: the frozen towers are random, so no words but the trained ones will be known")
     make = jax.jit(lambda key: split_frozen(nnx.state(FCCLIP(model, rngs=nnx.Rngs(key))))[1])
     return weights.parameters_of(make(jax.random.key(config.seed + 1)))
+
+
+def _contents(config: ConfigDict, towers: dict[str, np.ndarray], start: nnx.State | None) -> dict[str, str]:
+    """What the model folders of the configuration hold, by key: they may be moved, but not exchanged. (Random towers
+    follow from the seed, up to the rounding of the device that draws them.)"""
+    found = {"model.towers": towers} if config.model.towers else {}
+    if start is not None:
+        found["model.start_from"] = weights.parameters_of(start)
+    return {key: weights.sha256(sorted(held), held.__getitem__) for key, held in found.items()}
 
 
 def _start_from(config: ConfigDict, model: FCCLIPConfig, options: train_state.ModelOptions) -> nnx.State | None:
@@ -284,4 +368,3 @@ def export(
     done = subprocess.run([*command, "--output", str(workdir / "fcclip.safetensors")], capture_output=True, text=True)
     if done.returncode:
         log.warning("%s/fcclip.safetensors was not written: %s", workdir, done.stderr.strip())
-    log.info("the model is in %s", workdir / "model")

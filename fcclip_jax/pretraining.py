@@ -21,11 +21,16 @@ from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.training import metrics, sharding
 from fcclip_jax.training.checkpoint import Checkpoints
 from fcclip_jax.training.contrastive import INPUTS, ContrastiveConfig, init_clip, make_contrastive_step
+from fcclip_jax.training.goodput import FILE as GOODPUT_FILE
+from fcclip_jax.training.goodput import Goodput
+from fcclip_jax.training.lifeline import Lifeline
 from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from fcclip_jax.training.overview import parameter_table
+from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_state import TrainState
 from fcclip_jax.training.train_step import normalize_images
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
+from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
 from fcclip_jax.world.names import HELD_OUT_STYLE, THINGS, TRAINED_STYLES, vocabulary
 from fcclip_jax.world.pairs import PairBatches
 from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
@@ -35,9 +40,10 @@ log = logging.getLogger(__name__)
 
 _SCENES, _SCENE_SEED = 150, 1 << 20  # of each kind, to measure on; no training seed comes near
 _BATCH = 30
+TOWERS, _UPLOADED = "towers", ("tensorboard", "profile")
 
 
-def run_contrastive(config: ConfigDict, workdir: Path) -> int:
+def run_contrastive(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | None = None) -> int:
     """Trains the towers, writes `workdir/towers`, and returns the process's exit code, as `experiment.run_training`.
 
     Raises:
@@ -48,7 +54,8 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
         raise ConfigError("task contrastive needs captions, which only data.kind emoji has")
     if config.accumulate != 1:
         raise ConfigError("task contrastive needs its batch at once, to tell pictures apart: accumulate must be 1")
-    probe, run = _build(config, workdir)
+    workdir = open_folder(workdir)
+    probe, run = _build(config, workdir, lifeline)
     try:
         state, complete = train(run)
     finally:
@@ -56,20 +63,24 @@ def run_contrastive(config: ConfigDict, workdir: Path) -> int:
         run.data.close()
         for writer in run.writers:
             writer.close()
+        upload(workdir, *_UPLOADED)
     params = _best(run.mesh, state)
     if jax.process_index() == 0:
         scores = probe.measure(params)
-        export_towers(workdir / "towers", model_config(config), params, config, int(state.step), scores)
+        export_towers(local_part(workdir) / TOWERS, model_config(config), params, config, int(state.step), scores)
+        upload(workdir, TOWERS)
     return 0 if complete else EXIT_PREEMPTED
 
 
-def _build(config: ConfigDict, workdir: Path) -> tuple["Probe", Run]:
+def _build(config: ConfigDict, workdir: Folder, lifeline: Lifeline | None) -> tuple["Probe", Run]:
     """Puts a run together, and what it is measured by."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     model = model_config(config)
     sprites = Sprites(config.data.sprites)  # before the work folder is claimed: they may not be there
-    fingerprint = claim(workdir, config)
+    start = _start_from(config, model)
+    contents = {} if start is None else {"model.start_from": weights.sha256(sorted(start), start.__getitem__)}
+    fingerprint = claim(workdir, config, contents)
     optimizer_config = fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
     decay = config.optimizer.average_decay
@@ -80,7 +91,7 @@ def _build(config: ConfigDict, workdir: Path) -> tuple["Probe", Run]:
         seed=config.seed,
         average=decay > 0,
         dtype=jnp.dtype(config.model.dtype),
-        parameters=_start_from(config, model),
+        parameters=start,
     )
     first = jax.process_index() == 0
     if first:
@@ -104,7 +115,9 @@ def _build(config: ConfigDict, workdir: Path) -> tuple["Probe", Run]:
         checkpoints=Checkpoints(workdir / CHECKPOINTS, keep_last=config.keep_checkpoints, fingerprint=fingerprint),
         writers=metrics.make_writers(workdir) if first else [],
         workdir=workdir,
-        evaluate=(lambda state: probe.measure(_best(mesh, state))) if config.eval_every else None,
+        goodput=Goodput(workdir / GOODPUT_FILE if first else None),
+        waits=DataWaits(config.data.workers, lifeline),
+        evaluate=(lambda state, _: probe.measure(_best(mesh, state))) if config.eval_every else None,
         make_step=lambda state: make_contrastive_step(
             graphdef, optimizer, mesh, state, ContrastiveConfig(), average_decay=decay
         ),

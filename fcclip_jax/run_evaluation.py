@@ -1,6 +1,7 @@
 """What a training run is watched by: panoptic quality on annotated images, and pictures of predictions."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -44,8 +45,11 @@ class RunEvaluation:
         self._source, self._sizes = source, {"min_size": min_size, "max_size": max_size}
         self._count = min(max_images, len(source)) if max_images else len(source)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """PQ, SQ, RQ in percent, of all classes that occur, of things (`_th`) and stuff (`_st`). All processes call."""
+    def evaluate(self, state: TrainState, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """PQ, SQ, RQ in percent, of all classes that occur, of things (`_th`) and stuff (`_st`). All processes call.
+
+        None when `stop`, asked before each image, says so; it must say the same in all processes.
+        """
         segmenter = self._segmenter(state)
         counts = new_counts(self._vocabulary)
 
@@ -55,7 +59,10 @@ class RunEvaluation:
 
         mine = range(jax.process_index(), self._count, jax.process_count())
         with _alone():
-            evaluate_panoptic(segment, (self._source[i] for i in mine), counts)
+            records = (self._source[i] for i in itertools.takewhile(lambda _: not stop(), mine))
+            evaluate_panoptic(segment, records, counts)
+        if stop():
+            return None
         if jax.process_count() > 1:
             counts = self._merged(counts)
         return {key: value for key, value in counts.compute().items() if isinstance(value, float)}

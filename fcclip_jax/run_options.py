@@ -4,23 +4,27 @@ Only argparse is imported at the top, so that `fcclip --help` answers at once.
 """
 
 import argparse
+import atexit
 import logging
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fcclip_jax.training.lifeline import Lifeline
 
 _PREFIX = "--config."
+_FAILED, _BAD_INPUT = 1, 2
 _DISTRIBUTED = (
-    "one of several processes, each on its own devices: found by jax on TPU pods, SLURM and Open MPI, or given by "
-    "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+    "one of several processes, each on its own devices, as TPU slices, SLURM, Kubernetes and Open MPI say, or "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or the three flags"
 )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config`, its overrides (`options.overrides`, pairs of key and value) and `--distributed`."""
+    """Adds `--config` and its overrides (`options.overrides`, pairs of key and value)."""
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/tiny.py")
     parser.add_argument("--config.KEY", metavar="VALUE", dest="unused", help="overrides one key; any number of these")
-    parser.add_argument("--distributed", action="store_true", help=_DISTRIBUTED)
     plain = parser.parse_known_args
 
     def with_overrides(arguments=None, namespace=None):
@@ -52,22 +56,86 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
     return rest, overrides
 
 
-def join_processes() -> None:
-    """Makes this process one of several. Must come before jax looks for devices."""
-    import jax
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which of how many processes this is, for `run_together`."""
+    several = parser.add_argument_group("several processes (docs/launch.md)")
+    several.add_argument("--distributed", action="store_true", help=_DISTRIBUTED)
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; a free port of its host")
+    several.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument(
+        "--wait",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="for all to come; then it says who did not (%(default)g)",
+    )
+    several.add_argument(
+        "--lost_after",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="of silence after which a process counts as lost and the run ends (%(default)g); a death is seen at once",
+    )
 
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = [os.environ.get(name) for name in names]
-    if any(given[1:]) and not all(given):
-        missing = ", ".join(name for name, value in zip(names, given, strict=True) if not value)
-        raise ValueError(f"--distributed: {missing} is not set")
+
+def _seconds(text: str) -> float:
     try:
-        if all(given):
-            jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
-        else:
-            jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--distributed: {error} ({_DISTRIBUTED})") from error
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def run_together(
+    options: argparse.Namespace, work: Callable[["Lifeline | None"], int], *, common: Sequence[int] = (0, 75)
+) -> int:
+    """Joins the other processes where the options say so, and does the work. Must come before jax looks for devices.
+
+    An end that is not a common one is told to the others, and waits for nobody.
+
+    Args:
+        work: is given the line to the others, None where this process is alone, and returns the exit code.
+        common: exit codes at which all end together, or that concern this process alone.
+
+    Raises:
+        ValueError, OSError: as `work` does, or because the options or the environment make no sense.
+    """
+    from fcclip_jax.training import distributed
+
+    given = (options.coordinator, options.num_processes, options.process_id)
+    if not options.distributed and all(value is None for value in given):
+        return work(None)
+    try:
+        lifeline = distributed.join(
+            coordinator=options.coordinator,
+            num_processes=options.num_processes,
+            process_id=options.process_id,
+            wait=options.wait,
+            lost_after=options.lost_after,
+        )
+    except distributed.ProcessesMissing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return distributed.EXIT_LOST
+    code = _FAILED
+    try:
+        code = work(lifeline)
+    except (ValueError, OSError):
+        code = _BAD_INPUT
+        raise
+    except RuntimeError:
+        if lifeline.explain() is None:
+            raise
+    finally:
+        if code == _FAILED and code not in common and lifeline.explain() is not None:
+            code = distributed.EXIT_LOST  # a collective or a save that failed because somebody is gone
+        lifeline.leave(0 if code in common else code)
+        if code not in common:
+            # Before jax's own way out, which waits for the others; after what Python has to print.
+            atexit.register(distributed.leave_at_once, code)
+    return code
 
 
 def set_up_logging() -> None:
@@ -82,7 +150,17 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for name in ("absl", "jax", "orbax", "grain", "etils", "tensorstore"):
+    for name in ("jax", "grain", "etils", "tensorstore", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A write that fails is raised, and becomes a line of ours. Until then orbax and tensorstore show each tensor's part
+    # in it, with tracebacks, and then what their threads make of the end: a thousand lines for one full disk.
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops
     if jax.process_index() != 0:
         logging.getLogger("fcclip_jax").setLevel(logging.WARNING)
+
+
+def _without_closed_loops(unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,6 +1,7 @@
 """Every command of the README runs, on small stand-ins for the files it names."""
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import benchmark_layouts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +41,7 @@ def folder(tiny_checkpoint, tiny_model, tmp_path_factory) -> Path:
     small.save(here / "photos" / "one.jpg")
     (here / "my_words.txt").write_text("0:cup\n1:table,desk [stuff]\n")
     shutil.copytree(ROOT / "configs", here / "configs")
+    benchmark_layouts.write_ade(here / "datasets")
     return here
 
 
@@ -56,8 +60,12 @@ def as_run_here(command: str) -> list[str]:
     if words[:2] == ["python", "-m"]:
         return [sys.executable, *words[1:]]
     if words[0] == "fcclip":
-        extra = ["--min_size", "64"] if words[1] == "segment" else []
-        return [sys.executable, "-m", "fcclip_jax.cli", *words[1:], *extra]
+        small = {
+            "segment": ["--min_size", "64"],
+            "export": ["--min_size", "64", "--max_size", "64"],
+            "evaluate": ["--config.min_size", "64", "--config.max_size", "96"],
+        }
+        return [sys.executable, "-m", "fcclip_jax.cli", *words[1:], *small.get(words[1], [])]
     return words
 
 
@@ -65,13 +73,16 @@ CONVERT_AND_SEGMENT = [
     c for c in commands() if c.startswith(("python -m convert.fcclip", "python -m convert.to", "fcclip segment"))
 ]
 
+EVALUATE = [c for c in commands() if c.startswith(("fcclip prepare", "fcclip evaluate"))]
+EXPORT = [c for c in commands() if c.startswith("fcclip export")]
+
 
 def test_the_list_is_complete():
-    others = {c for c in commands() if c not in CONVERT_AND_SEGMENT}
+    others = {c for c in commands() if c not in CONVERT_AND_SEGMENT + EVALUATE + EXPORT}
     kinds = {re.match(r"(make \w+|python -m convert\.\w+|fcclip \w+|pip install)", c).group() for c in others}
     expected = {"make demo", "make test", "python -m convert.download", "python -m convert.open_clip", "pip install"}
     assert kinds == expected | {"fcclip train"}
-    assert len(CONVERT_AND_SEGMENT) == 5
+    assert (len(CONVERT_AND_SEGMENT), len(EVALUATE), len(EXPORT)) == (5, 2, 1)
 
 
 @pytest.mark.parametrize("command", CONVERT_AND_SEGMENT)
@@ -84,6 +95,23 @@ def test_convert_and_segment(command, folder):
         assert ids.shape == (64, 96, 3)
     else:
         assert (folder / shlex.split(command)[-1]).exists()
+
+
+def test_prepare_and_evaluate(folder, monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    for command in EVALUATE:
+        done = run(as_run_here(command), folder)
+        assert done.returncode == 0, done.stderr
+    figures = json.loads((folder / "results" / "figures.json").read_text())
+    assert figures["images"] == 2
+    assert "ADE20K" in (folder / "results" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("command", EXPORT)
+def test_export(command, folder):
+    done = run(as_run_here(command), folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "exported" / "predict_64x64.jax").is_file()
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])

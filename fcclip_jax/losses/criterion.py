@@ -60,7 +60,8 @@ class Normalizer:
         count = valid.sum(axis=-1).astype(jnp.float32)
         matched = jnp.minimum(count, queries)
         weight = jnp.sum(matched + config.no_object_weight * (queries - matched))
-        return cls(jnp.maximum(count.sum(), 1.0), weight)
+        # Without a segment and with no weight on void, the weighted mean is of nothing: zero, as its sum is.
+        return cls(jnp.maximum(count.sum(), 1.0), jnp.where(weight > 0, weight, 1.0))
 
 
 def random_draw(key: Array, images: Int[Array, "B"]) -> Draw:

@@ -105,7 +105,7 @@ def parameter_shapes(config: FCCLIPConfig, *, towers_only: bool = False) -> dict
     }
 
 
-class _OneKey(nnx.Rngs):
+class OneKey(nnx.Rngs):
     """The same key for everything, enough for shapes. The counters of nnx.Rngs, traced, cost ten seconds at ConvNeXt-L:
     each step of a counter makes jax write an explanation that nobody reads (measured)."""
 
@@ -114,7 +114,7 @@ class _OneKey(nnx.Rngs):
 
 
 def _abstract(config: FCCLIPConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: FCCLIP(config, dtype=dtype, rngs=_OneKey(0))))
+    return nnx.split(nnx.eval_shape(lambda: FCCLIP(config, dtype=dtype, rngs=OneKey(0))))
 
 
 def save_model(
@@ -194,13 +194,16 @@ def _replace(target: Path, aside: Path) -> None:
 
 
 def text_sha256(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]) -> str:
-    """Fingerprint of the text tower: SHA-256 over all `clip.text.*` parameters in order, of each its name, a zero byte,
-    and its bytes as little-endian float32."""
+    """Fingerprint of the text tower: `sha256` of all `clip.text.*` parameters in order."""
+    return sha256((name for name in shapes if name.startswith(TEXT_TOWER)), read)
+
+
+def sha256(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
+    """SHA-256 over these parameters, of each its name, a zero byte, and its bytes as little-endian float32."""
     digest = hashlib.sha256()
-    for name in shapes:
-        if name.startswith(TEXT_TOWER):
-            digest.update(name.encode() + b"\0")
-            digest.update(np.asarray(read(name), "<f4", order="C").reshape(-1).view(np.uint8).data)
+    for name in names:
+        digest.update(name.encode() + b"\0")
+        digest.update(np.asarray(read(name), "<f4", order="C").reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -4,9 +4,12 @@ A checkpoint holds the trainable parameters, the optimizer's state, step, random
 the data iterator, and the run's fingerprint. The frozen towers are never in it: the configuration names them.
 """
 
+import dataclasses
 import json
 import logging
+import math
 import os
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +21,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from fcclip_jax.training.sharding import agreed
 from fcclip_jax.training.train_state import TrainState
+from fcclip_jax.training.work_folder import Folder, is_remote, open_folder, write_whole
 
 log = logging.getLogger(__name__)
 
 # Sizes and CRC-32 of the files of one checkpoint, in its folder. Written before the folder gets its final name.
 CHECKSUMS = "checksums.json"
+# What an evaluation found, in the same folder. Written afterwards, so that saving never waits for an evaluation.
+SCORES = "scores.json"
 
 
 class CheckpointError(RuntimeError):
@@ -37,20 +43,17 @@ class Checkpoints:
     ):
         """
         Args:
-            keep_last: the newest so many stay; and the best one, when `best_metric` names a metric given to `save`.
+            keep_last: the newest so many stay; and the best one, when `best_metric` names a score given to `score`.
             fingerprint: of the configuration. A folder with another one is refused.
         """
-        self.directory = Path(directory).resolve()
+        folder = open_folder(directory)
+        self.directory: Folder = folder if is_remote(folder) else Path(folder).resolve()
         self.fingerprint = fingerprint
         self.best_metric = best_metric
         self._saving: int | None = None
         keep: list[Any] = [policies.LatestN(keep_last)]
         if best_metric:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+            keep.append(_Best(self, best_metric))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -58,7 +61,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
 
-    def save(self, state: TrainState, data: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
         """Starts writing; returns before it is on disk. `data` is the iterator's state, JSON-able. A step that is
         saved already is left as it is.
 
@@ -68,13 +71,13 @@ class Checkpoints:
         step = int(state.step)
         run = {"data": dict(data), "fingerprint": self.fingerprint}
         items = ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), run=ocp.args.JsonSave(run))
-        metrics = {k: float(v) for k, v in metrics.items()} if metrics else None
         self.wait()  # for the one before, which must have its checksums before another is begun
         if step in self.steps():
             return
+        self._check_room(state)
         self._saving = step
         try:
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, force=True)
         except Exception as error:  # orbax and tensorstore hand the system's errors on in clothes of their own
             raise self._failed(error) from error
 
@@ -84,6 +87,38 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _check_room(self, state: TrainState) -> None:
+        # Found out beforehand, a full disk is one line and leaves nothing half-written.
+        needed = sum(array.nbytes for array in jax.tree.leaves(state))
+        free = needed if jax.process_index() or is_remote(self.directory) else shutil.disk_usage(self.directory).free
+        if not agreed(free >= needed):
+            reason = f"{needed / 1e6:,.1f} MB are needed" + (f" and {free / 1e6:,.1f} MB free" if free < needed else "")
+            raise self._failed(OSError(f"the disk is full, {reason}"))
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Notes what an evaluation of the checkpoint of `step` found; waits until that is written. The best one is
+        spared from the next save on.
+
+        Raises:
+            CheckpointError: the checkpoint could not be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            path = self.directory / str(step) / SCORES
+            try:
+                write_whole(path, json.dumps({k: float(v) for k, v in scores.items()}) + "\n")
+            except OSError as error:
+                log.warning("the scores of step %d were not noted: %s", step, error)
+        agreed(True)  # which checkpoints stay is decided by every process, from this file
+
+    def scores(self, step: int) -> dict[str, float] | None:
+        """What was noted for the checkpoint of `step`; None where nothing was, or nothing readable."""
+        try:
+            scores = json.loads((self.directory / str(step) / SCORES).read_text(encoding="utf-8"))
+            return {name: float(value) for name, value in scores.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
 
     def _failed(self, error: Exception) -> CheckpointError:
         steps = self.steps()
@@ -95,8 +130,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps(read=True))
 
     def _write_checksums(self) -> None:
-        # Orbax calls this when all files are written, and before the folder gets its final name.
-        if jax.process_index() == 0:
+        # Orbax calls this when all files are written, and before the folder gets its final name. An object store has no
+        # such moment, and checks every object itself.
+        if jax.process_index() == 0 and not is_remote(self.directory):
             for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                 sums = {str(p.relative_to(folder)): _checksum(p) for p in _data_files(folder)}
                 (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -141,6 +177,8 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str:
         """What the checksums say is wrong, or nothing."""
+        if is_remote(self.directory):
+            return ""
         folder = self.directory / str(step)
         try:
             expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -184,6 +222,19 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             log.warning("%s", self._failed(error))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best(policies.PreservationPolicy):
+    """Keeps the checkpoint of the highest `metric` among those that have it, the later one of equals."""
+
+    checkpoints: Checkpoints
+    metric: str
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        found = [(self.checkpoints.scores(c.step) or {}).get(self.metric, math.nan) for c in checkpoints]
+        scored = [(value, place) for place, value in enumerate(found) if not math.isnan(value)]
+        return [bool(scored) and place == max(scored)[1] for place in range(len(found))]
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

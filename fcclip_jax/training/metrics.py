@@ -1,8 +1,10 @@
 """What a run says while it runs: a log line, JSON lines, and TensorBoard where tensorboardX is installed."""
 
+import io
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +12,46 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from fcclip_jax.training.work_folder import Folder, is_remote, local_part, write_whole
+
 log = logging.getLogger(__name__)
 
-# Dense bfloat16 peaks of one device, FLOP/s, as its vendor states them. Others are left out of the MFU.
+# Dense bfloat16 peaks of one jax device, FLOP/s, as its vendor states them, by the beginning of `device_kind`; the
+# longest that fits counts. Others are left out of the MFU. A device is one core, half a chip, on TPU v2, v3 and 7x.
+# V100 and T4 have no bfloat16 units: theirs is the float16 peak.
 PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
 }
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """That of one device, None for one that the table does not know."""
+    known = [kind for kind in PEAK_FLOPS if re.match(rf"{re.escape(kind)}(?![A-Za-z0-9])", device_kind)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 @runtime_checkable
@@ -41,21 +71,28 @@ class Writer(Protocol):
 class JsonLines:
     """One JSON object a line: `{"step": 10, "loss": 1.5, ...}`. Numbers that are not finite become null."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Folder):
         self._path = path
+        # An object cannot be appended to, so it is written anew, whole.
+        self._lines: list[str] | None = [] if is_remote(path) else None
 
     def begin(self, step: int) -> None:
         """Keeps the lines up to `step`, and drops later ones and one that was cut short."""
         if self._path.is_file():
             kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            aside = self._path.with_suffix(".partial")
-            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            aside.replace(self._path)
+            write_whole(self._path, "".join(line + "\n" for line in kept))
+            if self._lines is not None:
+                self._lines = [line + "\n" for line in kept]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = json.dumps({"step": step} | clean) + "\n"
+        if self._lines is not None:
+            self._lines.append(line)
+            self._path.write_text("".join(self._lines))
+            return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | clean) + "\n")
+            file.write(line)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         pass
@@ -66,7 +103,7 @@ class JsonLines:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
@@ -74,7 +111,7 @@ def _step_of(line: str) -> float:
 class Pictures:
     """Pictures as PNG files, `pictures/name-STEP.png`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Folder):
         self._folder = folder
 
     def begin(self, step: int) -> None:
@@ -86,8 +123,10 @@ class Pictures:
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         from PIL import Image
 
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
         self._folder.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(self._folder / f"{name}-{step:08d}.png")
+        (self._folder / f"{name}-{step:08d}.png").write_bytes(file.getvalue())
 
     def close(self) -> None:
         pass
@@ -117,11 +156,11 @@ class TensorBoard:
             self._writer.close()
 
 
-def make_writers(workdir: Path) -> list[Writer]:
+def make_writers(workdir: Folder) -> list[Writer]:
     """All writers that can run here, into `workdir`."""
     writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl"), Pictures(workdir / "pictures")]
     try:
-        writers.append(TensorBoard(workdir / "tensorboard"))
+        writers.append(TensorBoard(local_part(workdir) / "tensorboard"))
     except ImportError:
         log.info("tensorboardX is not installed: no TensorBoard files (pip install 'fcclip_jax[train]')")
     return writers
@@ -132,7 +171,7 @@ class Clock:
 
     def __init__(self, batch_size: int, total_steps: int, device_kind: str, devices: int):
         self.batch_size, self.total_steps = batch_size, total_steps
-        peak = next((flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+        peak = peak_flops(device_kind)
         self.peak = peak * devices if peak else None
         self.flops_per_step: float | None = None  # of all devices together
         self._since, self._step, self._waited = time.perf_counter(), 0, 0.0

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
+from fcclip_jax.models.weights import OneKey
 from fcclip_jax.training.optimizer import split_frozen
 from fcclip_jax.training.sharding import place, shard_like_parameters
 
@@ -38,13 +39,13 @@ class ModelOptions:
 
 def abstract_model(config: FCCLIPConfig, options: ModelOptions) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trainable shapes, frozen shapes) of the model without its text tower."""
-    model = nnx.eval_shape(lambda: _build(config, options, jax.random.key(0)))
+    model = nnx.eval_shape(lambda: _build(config, options, OneKey(0)))
     graphdef, state = nnx.split(model)
     return graphdef, *split_frozen(state)
 
 
-def _build(config: FCCLIPConfig, options: ModelOptions, key: jax.Array) -> FCCLIP:
-    return FCCLIP(config, with_text=False, remat=options.remat, dtype=options.dtype, rngs=nnx.Rngs(key))
+def _build(config: FCCLIPConfig, options: ModelOptions, rngs: nnx.Rngs) -> FCCLIP:
+    return FCCLIP(config, with_text=False, remat=options.remat, dtype=options.dtype, rngs=rngs)
 
 
 def init_state(
@@ -65,7 +66,7 @@ def init_state(
 
     def make(key, params) -> TrainState:
         if params is None:
-            params, _ = split_frozen(nnx.state(_build(config, options, key)))
+            params, _ = split_frozen(nnx.state(_build(config, options, nnx.Rngs(key))))
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -77,6 +78,18 @@ def init_state(
     key = jax.random.key(seed)
     shapes = jax.eval_shape(make, key, params)
     return jax.jit(make, out_shardings=shard_like_parameters(mesh, shapes))(key, params)
+
+
+def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, *, average: bool = False) -> TrainState:
+    """The shapes of a state, from those of the trainable parameters."""
+    make = lambda params: TrainState(  # noqa: E731
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        average=params if average else None,
+        key=jax.random.key_data(jax.random.key(0)),
+    )
+    return jax.eval_shape(make, params)
 
 
 def place_frozen(frozen: nnx.State, mesh: Mesh, dtype: Any | None = None) -> nnx.State:

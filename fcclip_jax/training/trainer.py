@@ -5,7 +5,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,9 +18,12 @@ from fcclip_jax.ops.linear_assignment import Solver
 from fcclip_jax.training import metrics as reporting
 from fcclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from fcclip_jax.training.flops import product_flops
+from fcclip_jax.training.goodput import Goodput
 from fcclip_jax.training.sharding import global_batch
+from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_state import TrainState
 from fcclip_jax.training.train_step import COUNTS, INPUTS, make_train_step
+from fcclip_jax.training.work_folder import Folder, local_part
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,10 @@ class TrainerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that a run is made of; experiment.py puts it together."""
+    """All that a run is made of; experiment.py puts it together.
+
+    `evaluate` asks its second argument between images whether to stop, and then returns None.
+    """
 
     config: TrainerConfig
     graphdef: nnx.GraphDef
@@ -78,8 +83,10 @@ class Run:
     data: DataIterator
     checkpoints: Checkpoints
     writers: list[reporting.Writer]
-    workdir: Path
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    workdir: Folder
+    goodput: Goodput
+    waits: DataWaits
+    evaluate: Callable[[TrainState, Callable[[], bool]], dict[str, float] | None] | None = None
     picture: Callable[[TrainState, dict[str, np.ndarray]], np.ndarray] | None = None
     # Another step than FC-CLIP's, called in the same way, and what it needs of a batch.
     make_step: Callable[[TrainState], Callable] | None = None
@@ -116,6 +123,7 @@ def train(run: Run) -> tuple[TrainState, bool]:
         run.data.set_state(place)
         log.info("resumed at step %d", int(state.step))
     number = int(state.step)
+    run.goodput.resumed(number)
     for writer in run.writers:
         writer.begin(number)
 
@@ -125,13 +133,21 @@ def train(run: Run) -> tuple[TrainState, bool]:
     last: _Taken | None = None
 
     with _Signals() as signals, _Profiler(run) as profiler, jax.set_mesh(run.mesh):
+        if restored is not None and _Due(run, number).evaluate and run.checkpoints.scores(number) is None:
+            log.info("step %d was not evaluated before the stop: doing so now", number)
+            if not _evaluate(run, number, state, signals):
+                return state, False
+        run.goodput.switch("step")
         while number < config.steps:
             place, asked = run.data.get_state(), time.perf_counter()
-            local = next(run.data)
-            clock.waited(time.perf_counter() - asked)
+            with run.goodput.during("data"):
+                local = next(run.data)
+            clock.waited(waited := time.perf_counter() - asked)
+            run.waits.add(waited)
             batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in run.inputs})
             if step is None:
-                step = _compile(run, clock, state, batch)
+                with run.goodput.during("compile"):
+                    step = _compile(run, clock, state, batch)
                 clock.start(number)
             profiler.before(number, signals.take_profile())
             state, found = step(state, run.frozen, batch, run.text, np.int32(number))
@@ -148,21 +164,34 @@ def train(run: Run) -> tuple[TrainState, bool]:
                 last = None
             if due.log:
                 _report(run, number, sums, clock)
-            scores = _evaluate(run, number, state) if due.evaluate else None
-            if due.picture:
-                picture = run.picture(state, local)
-                for writer in run.writers:
-                    writer.image(number, "prediction", picture)
+            # Saved first: a notice to stop leaves less time than an evaluation takes.
             if due.save or stopping:
-                run.checkpoints.save(state, run.data.get_state(), scores)
+                with run.goodput.during("checkpoint"):
+                    run.goodput.saved(number)
+                    run.checkpoints.save(state, run.data.get_state())
+                run.goodput.write(number)
+            if due.evaluate and not stopping:
+                stopping = not _evaluate(run, number, state, signals)
+            if due.picture and not stopping:
+                with run.goodput.during("evaluation"):
+                    picture = run.picture(state, local)
+                _tell(run, number, lambda writer: writer.image(number, "prediction", picture))  # noqa: B023
             if due.pause:
                 clock.start(number)
             if stopping:
-                run.checkpoints.wait()
+                _finish(run, number)
                 log.warning("told to stop: saved at step %d; the same command resumes", number)
                 return state, False
-    run.checkpoints.wait()
+        _finish(run, number)  # a signal now does not cut the last save short
     return state, True
+
+
+def _finish(run: Run, number: int) -> None:
+    """Waits until all is on disk, and says what the time went into."""
+    with run.goodput.during("checkpoint"):
+        run.checkpoints.wait()
+    run.goodput.write(number)
+    log.info("%s", run.goodput.line())
 
 
 class _Due:
@@ -229,6 +258,10 @@ class _Signals:
         asked, self._profile = self._profile, False
         return asked
 
+    def told(self) -> bool:
+        """Whether this process knows that it is to stop; never while others have to be asked."""
+        return self._told
+
     def stopping(self, step: int) -> bool:
         if jax.process_count() == 1:
             return self._told
@@ -245,7 +278,7 @@ class _Profiler:
     """Traces `profile_steps` steps into `workdir/profile`, from step `profile_at` and whenever asked."""
 
     def __init__(self, run: Run):
-        self._config, self._folder, self._until = run.config, run.workdir / "profile", None
+        self._config, self._folder, self._until = run.config, local_part(run.workdir) / "profile", None
 
     def before(self, number: int, asked: bool) -> None:
         """Before step `number` (from 0) is sent off."""
@@ -319,24 +352,37 @@ def _look_at(taken: _Taken, state: TrainState, run: Run, sums: _Sums) -> None:
     )
 
 
-def _evaluate(run: Run, number: int, state: TrainState) -> dict[str, float]:
-    scores = run.evaluate(state)
+def _evaluate(run: Run, number: int, state: TrainState, signals: _Signals) -> bool:
+    """Measures and reports; False when it was told to stop before the end."""
+    with run.goodput.during("evaluation"):
+        scores = run.evaluate(state, signals.told)
+    if scores is None:
+        return False
     _write(run, number, {f"eval/{k}": v for k, v in scores.items()})
     log.info("step %d  %s", number, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-    return scores
+    run.checkpoints.score(number, scores)
+    return True
 
 
 def _report(run: Run, number: int, sums: _Sums, clock: reporting.Clock) -> None:
     values = sums.take()
     values["learning_rate"] = float(run.schedule(number - 1))
-    values |= clock.read(number) | reporting.device_memory(jax.local_devices())
+    figures = clock.read(number)
+    values |= figures | reporting.device_memory(jax.local_devices())
     _write(run, number, values)
     log.info("%s", reporting.log_line(number, run.config.steps, values))
+    run.goodput.write(number)
+    if slow := run.waits.slow(figures.get("seconds_per_step", 0.0)):
+        log.warning("slow data: %s", slow)
 
 
 def _write(run: Run, number: int, values: dict[str, float]) -> None:
+    _tell(run, number, lambda writer: writer.write(number, values))
+
+
+def _tell(run: Run, number: int, what: Callable[[reporting.Writer], None]) -> None:
     for writer in run.writers:
         try:
-            writer.write(number, values)
+            what(writer)
         except OSError as error:  # a run is worth more than its diary
-            log.warning("the numbers of step %d were not written: %s", number, error)
+            log.warning("what step %d found was not written by %s: %s", number, type(writer).__name__, error)

@@ -79,6 +79,14 @@ def test_the_first_images_alone_then_the_rest(evaluated, data, tiny_model, tmp_p
     assert len(list((tmp_path / "out" / "records").iterdir())) == 2
 
 
+def test_a_record_that_is_missing_in_the_end_is_told(evaluated, data, tiny_model, tmp_path, monkeypatch, capsys):
+    """As where processes do not see one folder."""
+    monkeypatch.setattr("fcclip_jax.image_loop.RecordWriter.append", lambda *_: None)
+    assert evaluate(data, tiny_model, tmp_path / "out") == 2
+    assert "7 of 7 images have no record" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "figures.json").exists()
+
+
 def test_another_evaluation_is_refused(evaluated, data, tiny_model, capsys):
     assert evaluate(data, tiny_model, evaluated, "--predictions", "--worst", "2", "--config.min_size=32") == 2
     said = capsys.readouterr().err
@@ -163,6 +171,7 @@ def test_one_classifier_alone(data, evaluated, tiny_model, tmp_path, classifier)
     assert f"classifier: {classifier} alone" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow  # a program of its own
 def test_true_masks_leave_only_wrong_names(data, tiny_model, tmp_path):
     """Every true segment that is no crowd is found, under some name: of the rest nothing is missed but by name."""
     assert evaluate(data, tiny_model, tmp_path / "out", "--config.ground_truth=masks", "--predictions") == 0

@@ -139,6 +139,23 @@ def test_equal_to_pycocotools(seed):
     assert found == pytest.approx(by_class, rel=1e-15)
 
 
+def test_equal_to_pycocotools_on_a_thousand_images():
+    """Crowds, images without objects or detections, and objects of a single pixel are among them."""
+    rng = np.random.default_rng(7)
+    images = [random_image(rng, image_id) for image_id in range(1000)]
+    for image, truth, _ in images[::3]:
+        pixel = box(120, 150, *rng.integers(0, 100, 2), 1, 1)
+        truth.append({"image_id": image["id"], "category_id": 3, "segmentation": rle(pixel), "area": 1, "iscrowd": 0})
+    assert sum(not truth for _, truth, _ in images) > 30 and sum(not found for *_, found in images) > 10
+    assert sum(t["iscrowd"] for _, truth, _ in images for t in truth) > 100
+    stats, by_class = official(images)
+    figures = counted(*images).compute()
+    assert fractions(figures) == pytest.approx(stats.tolist(), rel=1e-12)
+    assert {c["id"]: -1 if c["AP"] is None else c["AP"] for c in figures["per_class"]} == pytest.approx(
+        by_class, rel=1e-12
+    )
+
+
 def test_more_than_a_hundred_detections():
     rng = np.random.default_rng(0)
     image, truth, _ = random_image(rng, 5)

@@ -77,6 +77,25 @@ def test_like_the_definition(seed, kind):
     assert figures["pACC"] == pytest.approx(100 * (truth == prediction)[truth != ignore].mean(), rel=ROUNDING)
 
 
+def test_a_thousand_pairs_like_detectron2():
+    """Its SemSegEvaluator: one histogram of `(K + 1) prediction + truth` over all images, ignored labels as class K."""
+    classes, histogram = 12, np.zeros(13 * 13, np.int64)
+    matrix = MeanIoU(classes)
+    for seed in range(1000):
+        truth, prediction = random_pair(seed, classes, np.uint8)
+        matrix.update(truth, prediction)
+        shifted = np.where(truth == 255, classes, truth).astype(np.int64)
+        histogram += np.bincount((13 * prediction.astype(np.int64) + shifted).ravel(), minlength=13 * 13)
+    counts = histogram.reshape(13, 13)
+    right, true, found = np.diag(counts)[:-1], counts[:-1, :-1].sum(0), counts[:-1, :-1].sum(1)
+    iou, accuracy = right / (true + found - right), right / true
+    figures = matrix.compute()
+    assert figures["mIoU"] == pytest.approx(100 * iou.mean(), rel=ROUNDING)
+    assert figures["fwIoU"] == pytest.approx(100 * (iou * true).sum() / true.sum(), rel=ROUNDING)
+    assert figures["mACC"] == pytest.approx(100 * accuracy.mean(), rel=ROUNDING)
+    assert figures["pACC"] == pytest.approx(100 * right.sum() / true.sum(), rel=ROUNDING)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(seeds, min_size=3, max_size=3))
 def test_merging_is_counting_together(numbers):

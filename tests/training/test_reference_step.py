@@ -27,24 +27,36 @@ from fcclip_jax.training.optimizer import (
 from fcclip_jax.training.train_step import make_loss, normalize_images
 from tests import formula_weights
 
-QUERIES, SEGMENTS, CONFIG = 24, 12, CriterionConfig(points=512)
+CONFIG = CriterionConfig(points=512)
 # Prediction i of ours -> its name and its first draw in the reference's order (last prediction first).
 PREDICTIONS = {0: ("0", 4), 1: ("1", 8), 2: ("final", 0)}
 
 
-@pytest.fixture(scope="module")
-def reference(golden):
-    arrays = dict(np.load(golden / "training.npz"))
-    return arrays | json.loads((golden / "training.json").read_text())
+@pytest.fixture(scope="module", params=["24 queries", pytest.param("10 queries", marks=pytest.mark.slow)])
+def reference(request, golden):
+    """Arrays and numbers of two training steps: on two drawn pictures with 7 and 12 segments, and on two photos with 17
+    and 30, more than there are queries."""
+    queries = int(request.param.split()[0])
+    if queries == 24:
+        arrays = dict(np.load(golden / "training.npz")) | json.loads((golden / "training.json").read_text())
+    else:
+        folder = request.getfixturevalue("oracle")
+        arrays = dict(np.load(folder / "train_tiny.npz")) | json.loads((folder / "train_tiny.json").read_text())
+        arrays["weight_decay"] = {group["name"]: group["weight_decay"] for group in arrays["param_groups"]}
+        for b in range(2):
+            arrays[f"batch{b}.ids"] = np.full((128, 128), -1, np.int8)
+            for row, mask in enumerate(arrays[f"batch{b}.gt_masks"]):
+                arrays[f"batch{b}.ids"][mask] = row
+    return arrays | {"queries": queries, "segments": max(len(arrays[f"batch{b}.gt_classes"]) for b in range(2))}
 
 
 @pytest.fixture(scope="module")
-def model(golden, tmp_path_factory):
-    """(card, graphdef without text tower, trainable, frozen) with formula weights and 24 queries."""
+def model(golden, tmp_path_factory, reference):
+    """(card, graphdef without text tower, trainable, frozen) with formula weights."""
     manifest = formula_weights.read_manifest(golden / "manifest_tiny.json")
     for name, (shape, dtype) in manifest.items():
         if name.endswith(("query_feat.weight", "query_embed.weight")):
-            manifest[name] = ((QUERIES, *shape[1:]), dtype)
+            manifest[name] = ((reference["queries"], *shape[1:]), dtype)
     folder = tmp_path_factory.mktemp("training")
     formula_weights.write_checkpoint(manifest, folder / "tiny.pth")
     convert(folder / "tiny.pth", folder / "model")
@@ -58,7 +70,7 @@ def model(golden, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch(reference):
-    labels, valid = np.zeros((2, SEGMENTS), np.int32), np.zeros((2, SEGMENTS), bool)
+    labels, valid = (np.zeros((2, reference["segments"]), dtype) for dtype in (np.int32, bool))
     for b in range(2):
         classes = reference[f"batch{b}.gt_classes"]
         labels[b, : len(classes)], valid[b, : len(classes)] = classes, True
@@ -120,7 +132,7 @@ def reference_draw(reference, step, matched):
 
 
 @pytest.fixture(scope="module")
-def grad(model):
+def grad(model, reference):
     _, graphdef, _, frozen = model
     loss = make_loss(graphdef, CONFIG)
 
@@ -130,11 +142,11 @@ def grad(model):
         return jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, text, draw)
 
     def call(params, batch, text, draw):
-        count = int(CONFIG.points * CONFIG.important)
+        count, segments = int(CONFIG.points * CONFIG.important), reference["segments"]
         shapes = {
             "matcher": (2, CONFIG.points, 2),
-            "candidates": (2, SEGMENTS, 3 * CONFIG.points, 2),
-            "uniform": (2, SEGMENTS, CONFIG.points - count, 2),
+            "candidates": (2, segments, 3 * CONFIG.points, 2),
+            "uniform": (2, segments, CONFIG.points - count, 2),
         }
         draws = [{name: draw(layer, name, shape) for name, shape in shapes.items()} for layer in range(3)]
         return grad(params, batch, text, draws)
@@ -179,6 +191,7 @@ def test_matches(model, batch, text, reference, solver):
         for b in range(2):
             segments = reference[f"match.{name}.batch{b}.tgt"]
             assert found[layer][b][segments].tolist() == reference[f"match.{name}.batch{b}.src"].tolist()
+            assert (np.delete(found[layer][b], segments) == -1).all()
 
 
 def test_gradients(model, gradients, reference):

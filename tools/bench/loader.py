@@ -1,6 +1,6 @@
 """How fast training images are made ready: images/s of one core, against the plain steps, as one JSON object.
 
-    python tools/bench/loader.py [--images DIR --panoptic DIR --annotations JSON] [--workers 0 1 2] [--seconds 4]
+    python -m tools.bench.loader [--images DIR --panoptic DIR --annotations JSON] [--workers 0 1 2] [--seconds 4]
 
 Without a data set it draws one: 640 x 480 pictures with the grain of photos, as JPEG, and panoptic PNGs. Seconds are
 processor seconds for the single steps (other programs disturb them less), seconds on the clock for the loader.
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--annotations", help="panoptic_train2017.json")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.annotations:
@@ -158,7 +159,10 @@ def main() -> None:
             "loader_images_per_second_2_threads": round(clock_rate(source, 0, 2, arguments.seconds), 1),
             "cores": os.cpu_count(),
         }
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
