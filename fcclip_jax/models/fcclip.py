@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.models.clip_text import ClipText, TextConfig
 from fcclip_jax.models.clip_vision import ClipVision, VisionConfig
+from fcclip_jax.models.clip_vit import ClipViT, ViTConfig
 from fcclip_jax.models.mask_classifier import Classification, class_logits, geometric_ensemble
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from fcclip_jax.models.transformer_decoder import DecoderOutput, TransformerDecoder, TransformerDecoderConfig
@@ -30,7 +31,7 @@ class FCCLIPConfig:
 
     name: str
     embed_dim: int
-    vision: VisionConfig
+    vision: VisionConfig | ViTConfig
     text: TextConfig
     pixel_decoder: PixelDecoderConfig = dataclasses.field(default_factory=PixelDecoderConfig)
     transformer_decoder: TransformerDecoderConfig = dataclasses.field(default_factory=TransformerDecoderConfig)
@@ -50,13 +51,13 @@ class FCCLIPConfig:
             ValueError: a field is missing or unknown.
         """
         values = dict(values)
-        parts = {
-            "vision": VisionConfig,
-            "text": TextConfig,
-            "pixel_decoder": PixelDecoderConfig,
-            "transformer_decoder": TransformerDecoderConfig,
-        }
         try:
+            parts = {
+                "vision": ViTConfig if "patch" in values["vision"] else VisionConfig,
+                "text": TextConfig,
+                "pixel_decoder": PixelDecoderConfig,
+                "transformer_decoder": TransformerDecoderConfig,
+            }
             for key, part in parts.items():
                 fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
                 values[key] = part(**fields)
@@ -68,6 +69,17 @@ class FCCLIPConfig:
 def _convnext(name, widths, depths, head, image_size, embed_dim, text, norm_eps=1e-6) -> FCCLIPConfig:
     vision = VisionConfig(depths, widths, head, image_size, norm_eps)
     return FCCLIPConfig(name, embed_dim, vision, TextConfig(*text))
+
+
+def _emoji(name: str, vision: VisionConfig | ViTConfig) -> FCCLIPConfig:
+    return FCCLIPConfig(
+        name=name,
+        embed_dim=128,
+        vision=vision,
+        text=TextConfig(width=64, heads=4, layers=1),
+        pixel_decoder=PixelDecoderConfig(width=64, layers=2, heads=4, feedforward=256),
+        transformer_decoder=TransformerDecoderConfig(width=64, queries=20, layers=3, heads=4, feedforward=256),
+    )
 
 
 _BASE, _LARGE, _XXLARGE = (128, 256, 512, 1024), (192, 384, 768, 1536), (384, 768, 1536, 3072)
@@ -93,6 +105,16 @@ VARIANTS: dict[str, FCCLIPConfig] = {
     )
 }
 
+# Of the small world (fcclip_jax/world), trained here from scratch, so that nothing is converted into them; the two
+# image towers cost about the same.
+EMOJI_VARIANTS: dict[str, FCCLIPConfig] = {
+    config.name: config
+    for config in (
+        _emoji("convnext_emoji", VisionConfig((1, 1, 3, 2), (32, 64, 128, 256), "linear", 192, layer_scale=1.0)),
+        _emoji("vit_emoji", ViTConfig(width=120, heads=4, layers=4, image_size=192)),
+    )
+}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +132,8 @@ class Clip(nnx.Module):
     """The two frozen towers and CLIP's own logit scale. A training step works without the text tower."""
 
     def __init__(self, config: FCCLIPConfig, *, with_text: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.visual = ClipVision(config.vision, config.embed_dim, dtype=dtype, rngs=rngs)
+        tower = ClipViT if isinstance(config.vision, ViTConfig) else ClipVision
+        self.visual = tower(config.vision, config.embed_dim, dtype=dtype, rngs=rngs)
         self.text = ClipText(config.text, config.embed_dim, dtype=dtype, rngs=rngs) if with_text else None
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
