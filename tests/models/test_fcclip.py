@@ -30,6 +30,11 @@ SIZES = {
     "convnext_large_d": (981, 372_494_210),
     "convnext_large_d_320": (981, 372_494_210),
     "convnext_xxlarge": (1143, 1_222_101_314),
+    "RN50": (0, 0),
+    "RN101": (0, 0),
+    "RN50x4": (0, 0),
+    "RN50x16": (0, 0),
+    "RN50x64": (0, 0),
     "convnext_tiny_test": (259, 2_240_434),
 }
 LOSS_WEIGHTS = 134
