@@ -62,7 +62,8 @@ _FCCLIP_URL = "https://drive.google.com/file/d/1-91PIns86vyNaL3CzMmDD39zKGnPMtvj
 _FCCLIP_STEPS = (
     "FC-CLIP's own weights lie on Google Drive, which hands large files to browsers only. "
     f"Download the ConvNeXt-Large checkpoint (1.5 GB) from {_FCCLIP_URL} and convert it with\n"
-    "  python -m convert.fcclip --input CHECKPOINT.pth --output fcclip_convnext_large"
+    "  python -m convert.fcclip --input CHECKPOINT.pth --output fcclip_convnext_large\n"
+    "Those of the ResNets are in the same table, https://github.com/bytedance/fc-clip#model-zoo"
 )
 
 

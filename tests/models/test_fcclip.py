@@ -106,7 +106,14 @@ def shapes_of(config, size, *, words=(5, 3), dtype=jnp.float32):
     return jax.eval_shape(run, state, *map(jax.ShapeDtypeStruct, inputs, types))
 
 
-@pytest.mark.parametrize("name", SHAPES_APART)
+# The other ResNets are of the same parts, and each takes seconds to trace.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("RN101", "RN50x4", "RN50x16") else name
+        for name in SHAPES_APART
+    ],
+)
 def test_shapes_of_a_forward_pass(name):
     config = VARIANTS[name]
     queries, width, embed = config.transformer_decoder.queries, config.pixel_decoder.width, config.embed_dim
