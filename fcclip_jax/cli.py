@@ -134,7 +134,8 @@ _SEGMENT = (
 def _add_demo(commands) -> None:
     demo = commands.add_parser("demo", help="segment a photo that comes with the package")
     demo.add_argument("--output", metavar="DIR", default="demo_output", help="default: %(default)s")
-    demo.add_argument("--vocabulary", default="cup; saucer, plate; spoon; coffee; wooden table, table")
+    demo.add_argument("--checkpoint", metavar="DIR", help="a model of the small world: scenes of emoji instead")
+    demo.add_argument("--vocabulary", help="words to look for")
     demo.add_argument("--stuff", default="wooden table")
     demo.set_defaults(run=_run_demo)
 
@@ -159,13 +160,16 @@ def _run_segment(options: argparse.Namespace) -> int:
 def _run_demo(options: argparse.Namespace) -> int:
     from importlib import resources
 
-    from fcclip_jax import segment_files
+    from fcclip_jax import emoji_demo, segment_files
 
+    if options.checkpoint is not None:
+        return emoji_demo.run(options.checkpoint, options.output, options.vocabulary)
+    words = options.vocabulary or "cup; saucer, plate; spoon; coffee; wooden table, table"
     with resources.as_file(resources.files("fcclip_jax") / "assets" / "coffee.jpg") as photo:
         # The untrained network calls most of every mask contested, so the demo keeps contested segments.
         code = segment_files.run(
             [photo],
-            vocabulary=segment_files.read_vocabulary(options.vocabulary, None, None, options.stuff),
+            vocabulary=segment_files.read_vocabulary(words, None, None, options.stuff),
             output=options.output,
             min_size=320,
             overlap_threshold=0.0,

@@ -5,6 +5,7 @@ A configuration file has a function `get_config()` that starts from `base_config
 """
 
 import ast
+import dataclasses
 import difflib
 import hashlib
 import itertools
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from fcclip_jax.models.fcclip import EMOJI_VARIANTS, VARIANTS, FCCLIPConfig
 from fcclip_jax.training.optimizer import OptimizerConfig
 from fcclip_jax.training.work_folder import Folder, write_whole
 
@@ -31,6 +33,7 @@ class ConfigError(ValueError):
 def base_config() -> ConfigDict:
     """All keys with the paper's values (COCO panoptic, 50 epochs, batch 16)."""
     config = ConfigDict()
+    config.task = "masks"  # masks: FC-CLIP on frozen towers; contrastive: the towers themselves (data.kind emoji)
     config.seed = 0
     config.steps = 368_750
     config.batch_size = 16  # of all devices together
@@ -47,12 +50,14 @@ def base_config() -> ConfigDict:
     config.model.start_from = ""  # a model folder to take the trainable part from; "": random
 
     config.data = ConfigDict()
-    config.data.kind = "coco"  # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot
+    # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot; emoji: data.sprites
+    config.data.kind = "coco"
     config.data.images = "coco/train2017"
     config.data.panoptic = "coco/panoptic_train2017"
     config.data.annotations = "coco/annotations/panoptic_train2017.json"
     config.data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
     config.data.tfds = ""
+    config.data.sprites = "datasets/emoji_scenes/sprites"  # as `fcclip prepare emoji_scenes` writes them
     config.data.drawn_images = 16
     config.data.image_size = 1024
     config.data.min_scale = 0.1
@@ -279,7 +284,8 @@ _RANGES: dict[str, str] = {
 _ONE_OF = {
     "model.dtype": ("float32", "bfloat16"),
     "model.frozen_dtype": ("float32", "bfloat16"),
-    "data.kind": ("coco", "tfds", "drawn"),
+    "task": ("masks", "contrastive"),
+    "data.kind": ("coco", "tfds", "drawn", "emoji"),
     "assignment": ("device", "host"),
 }
 
@@ -324,7 +330,7 @@ def _in_words(interval: str) -> str:
 
 
 # Changing these makes a resumed run another run; the rest (steps, logging, mesh, workers) may change.
-_IDENTITY = ("seed", "batch_size", "model", "optimizer", "loss")
+_IDENTITY = ("task", "seed", "batch_size", "model", "optimizer", "loss")
 
 
 def claim(workdir: Folder, config: ConfigDict, contents: Mapping[str, str] | None = None) -> str:
@@ -377,3 +383,24 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def fields(kind: type, config: ConfigDict, **others: Any) -> Any:
+    """A dataclass filled with those keys of `config` that it has."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in config and field.name not in others]
+    return kind(**{name: config[name] for name in names}, **others)
+
+
+def model_config(config: ConfigDict) -> FCCLIPConfig:
+    """The variant, with the configuration's number of queries."""
+    known = VARIANTS | EMOJI_VARIANTS
+    if config.model.variant not in known:
+        near = difflib.get_close_matches(config.model.variant, known, n=1, cutoff=0)
+        raise ConfigError(
+            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(known)}"
+        )
+    model = known[config.model.variant]
+    if config.model.queries:
+        decoder = dataclasses.replace(model.transformer_decoder, queries=config.model.queries)
+        model = dataclasses.replace(model, transformer_decoder=decoder)
+    return model

@@ -1,7 +1,5 @@
 """From a configuration to a run: the only reader of a ConfigDict (configuration.py makes and checks it)."""
 
-import dataclasses
-import difflib
 import json
 import logging
 import subprocess
@@ -18,15 +16,24 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fcclip_jax.configuration import CHECKPOINTS, ConfigError, base_config, claim, load_config
+from fcclip_jax.configuration import (
+    CHECKPOINTS,
+    ConfigError,
+    base_config,
+    claim,
+    fields,
+    load_config,
+    model_config,
+)
 from fcclip_jax.data.drawn import draw_dataset
 from fcclip_jax.data.loader import TrainLoader, make_loader
 from fcclip_jax.data.sources import CocoPanopticSource, PanopticSource, TfdsPanopticSource
 from fcclip_jax.losses.criterion import CriterionConfig
 from fcclip_jax.models import weights
 from fcclip_jax.models.clip_text import ClipText
-from fcclip_jax.models.fcclip import FCCLIP, VARIANTS, FCCLIPConfig
+from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
 from fcclip_jax.models.text_classifier import TextClassifier
+from fcclip_jax.pretraining import run_contrastive
 from fcclip_jax.run_evaluation import RunEvaluation
 from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
@@ -41,6 +48,9 @@ from fcclip_jax.training.train_step import COUNTS, make_train_step
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
+from fcclip_jax.world.names import vocabulary as world_vocabulary
+from fcclip_jax.world.scenes import Recipe
+from fcclip_jax.world.source import SceneSource
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +71,8 @@ def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | N
         CheckpointError: a checkpoint could not be written, or none can be read.
         TrainingStopped: a loss is not finite.
     """
+    if config.task == "contrastive":
+        return run_contrastive(config, workdir, lifeline)
     workdir = open_folder(workdir)
     run, data, towers, vocabulary = build(config, workdir, lifeline)
     try:
@@ -77,6 +89,7 @@ def run_training(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | N
     if jax.process_index() == 0:
         export(local_part(workdir), model_config(config), params, towers, vocabulary, config)
         upload(workdir, *EXPORTED)
+        log.info("the model is in %s", workdir / "model")
     return 0
 
 
@@ -97,7 +110,7 @@ def build(
     source, vocabulary = _source(config, workdir)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
-    optimizer_config = _fields(OptimizerConfig, config.optimizer)
+    optimizer_config = fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
     state = train_state.init_state(
         model,
@@ -115,7 +128,7 @@ def build(
     watch = _watch(config, workdir, model, towers, vocabulary, mesh, source)
     data = _loader(config, source)
     run = Run(
-        config=_fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
+        config=fields(TrainerConfig, config, average_decay=config.optimizer.average_decay),
         graphdef=graphdef,
         optimizer=optimizer,
         schedule=learning_rate_schedule(optimizer_config),
@@ -154,10 +167,10 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> tuple[Callable, tuple[Any, 
     options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
     graphdef, params, frozen = train_state.abstract_model(model, options)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.model.frozen_dtype)), frozen)
-    optimizer = make_optimizer(_fields(OptimizerConfig, config.optimizer))
+    optimizer = make_optimizer(fields(OptimizerConfig, config.optimizer))
     average = config.optimizer.average_decay > 0
     state = train_state.abstract_state(params, optimizer, average=average)
-    trainer = _fields(TrainerConfig, config, average_decay=config.optimizer.average_decay)
+    trainer = fields(TrainerConfig, config, average_decay=config.optimizer.average_decay)
     step = make_train_step(
         graphdef,
         optimizer,
@@ -187,6 +200,8 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> tuple[Callable, tuple[Any, 
 
 def _vocabulary(config: ConfigDict) -> Vocabulary:
     """The words of a run, without its images."""
+    if config.data.kind == "emoji":
+        return world_vocabulary(seen_only=True)
     if config.data.kind != "drawn":
         return Vocabulary.parse(config.data.labels)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,6 +220,8 @@ def _watch(
     validation = config.validation
     if config.eval_every and config.data.kind == "drawn":
         source, _ = _drawn(config, workdir, seed=config.seed + 1)
+    elif config.eval_every and config.data.kind == "emoji":
+        source = _emoji(config, seed=config.seed + 1)
     elif config.eval_every:
         paths = (validation.images, validation.panoptic, validation.annotations)
         source = CocoPanopticSource(*paths, vocabulary, skip_bad=config.data.skip_bad)
@@ -215,12 +232,6 @@ def _watch(
 def _by_name(state: nnx.State) -> dict[str, Any]:
     """Arrays or shapes by dotted name, without reading them."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-
-
-def _fields(kind: type, config: ConfigDict, **others: Any) -> Any:
-    """A dataclass filled with those keys of `config` that it has."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in config and field.name not in others]
-    return kind(**{name: config[name] for name in names}, **others)
 
 
 def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
@@ -241,29 +252,24 @@ def _loader(config: ConfigDict, source: PanopticSource) -> TrainLoader:
     )
 
 
-def model_config(config: ConfigDict) -> FCCLIPConfig:
-    """The variant, with the configuration's number of queries."""
-    if config.model.variant not in VARIANTS:
-        near = difflib.get_close_matches(config.model.variant, VARIANTS, n=1, cutoff=0)
-        raise ConfigError(
-            f"there is no model.variant {config.model.variant}; did you mean {near[0]}? All: {', '.join(VARIANTS)}"
-        )
-    model = VARIANTS[config.model.variant]
-    if config.model.queries:
-        decoder = dataclasses.replace(model.transformer_decoder, queries=config.model.queries)
-        model = dataclasses.replace(model, transformer_decoder=decoder)
-    return model
-
-
 def _source(config: ConfigDict, workdir: Folder) -> tuple[PanopticSource, Vocabulary]:
     data = config.data
     if data.kind == "drawn":
         return _drawn(config, workdir, config.seed)
+    if data.kind == "emoji":
+        return _emoji(config, config.seed), world_vocabulary(seen_only=True)
     vocabulary = Vocabulary.parse(data.labels)
     if data.kind == "coco":
         paths = (data.images, data.panoptic, data.annotations)
         return CocoPanopticSource(*paths, vocabulary, skip_bad=data.skip_bad), vocabulary
     return TfdsPanopticSource(data.tfds, vocabulary), vocabulary
+
+
+def _emoji(config: ConfigDict, seed: int) -> PanopticSource:
+    """Scenes of seen things alone."""
+    size = config.data.image_size
+    recipe = Recipe(size, size, count=(1, 4), size=(size // 5, size * 3 // 5))
+    return SceneSource(config.data.sprites, recipe, seed=seed, seen_only=True)
 
 
 def _drawn(config: ConfigDict, workdir: Folder, seed: int) -> tuple[PanopticSource, Vocabulary]:
@@ -362,4 +368,3 @@ def export(
     done = subprocess.run([*command, "--output", str(workdir / "fcclip.safetensors")], capture_output=True, text=True)
     if done.returncode:
         log.warning("%s/fcclip.safetensors was not written: %s", workdir, done.stderr.strip())
-    log.info("the model is in %s", workdir / "model")

@@ -13,7 +13,6 @@ The programs are plain `jax.export` artifacts (docs/export.md shows how to call 
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 
 from fcclip_jax.models.mask_classifier import Classification
+from fcclip_jax.ops.platform import frugal
 from fcclip_jax.structures import MaskPredictions
 
 FORMAT, FORMAT_VERSION = "fcclip_jax export", 1
@@ -108,7 +108,7 @@ class ExportedModel:
                 raise ExportError(f"{self._folder / name} cannot be read: {error.strerror}") from None
             except Exception as error:  # flatbuffers raises what its bytes make it stumble over
                 raise ExportError(f"{self._folder / name} is damaged, or of another version of jax: {error}") from None
-            self._programs[name] = jax.jit(program.call, compiler_options=_frugal())
+            self._programs[name] = jax.jit(program.call, compiler_options=frugal())
         return self._programs[name](*arguments)
 
     def predict(self, images: Float[np.ndarray, "B H W 3"], extent: Int[np.ndarray, "B 2"]) -> list[MaskPredictions]:
@@ -145,8 +145,3 @@ class ExportedModel:
                 "to give any words"
             )
         return self._run(TEXT_FILE, self._text, tokens)
-
-
-def _frugal() -> Mapping[str, Any] | None:
-    # As in compiled_model.py: XLA's default schedule on CPU keeps more buffers and is no faster.
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 EXIT_SKIPPED = 1
+EMOJI_SCENES = "emoji_scenes"
 _DESCRIPTION = (
     "Makes what a benchmark needs and its download does not hold: COCO's semantic maps, ADE20K's panoptic maps, and so "
     "on (docs/datasets.md). Run it again after an interruption: what is finished is kept. Exit codes: 0 done; 1 done, "
@@ -18,7 +19,9 @@ _DESCRIPTION = (
 def add_arguments(commands) -> None:
     """Adds `prepare` to the subparsers of the command line; its namespace has `run(options) -> exit code`."""
     prepare = commands.add_parser("prepare", help="make a benchmark's derived annotations", description=_DESCRIPTION)
-    prepare.add_argument("dataset", metavar="DATASET", help="such as coco_panoptic, ade20k_150 or cityscapes")
+    prepare.add_argument(
+        "dataset", metavar="DATASET", help="such as coco_panoptic, ade20k_150, cityscapes; or emoji_scenes"
+    )
     prepare.add_argument(
         "--root", metavar="DIR", help="the folder of all data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
     )
@@ -50,9 +53,14 @@ def run(options: argparse.Namespace) -> int:
     """
     from fcclip_jax.data.benchmarks import BENCHMARKS
 
-    if options.dataset not in BENCHMARKS:
-        raise ValueError(f"no data set {options.dataset!r}; there are: {', '.join(BENCHMARKS)}")
     root = Path(options.root) if options.root else default_root()
+    if options.dataset == EMOJI_SCENES:
+        from fcclip_jax.world.prepare import prepare_emoji_scenes
+
+        prepare_emoji_scenes(root / EMOJI_SCENES, progress=print)
+        return 0
+    if options.dataset not in BENCHMARKS:
+        raise ValueError(f"no data set {options.dataset!r}; there are: {', '.join((*BENCHMARKS, EMOJI_SCENES))}")
     if not root.is_dir():
         raise ValueError(f"no folder {root}; give the folder of all data sets as --root, or set DETECTRON2_DATASETS")
     splits = _splits(options.dataset, root, options.split)

@@ -150,7 +150,7 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for name in ("jax", "grain", "etils", "tensorstore"):
+    for name in ("jax", "grain", "etils", "tensorstore", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A write that fails is raised, and becomes a line of ours. Until then orbax and tensorstore show each tensor's part
     # in it, with tracebacks, and then what their threads make of the end: a thousand lines for one full disk.

@@ -50,9 +50,12 @@ def test_random_mixes_of_sizes(tiny_model, tmp_path_factory):
             masks = np.asarray(together.predictions.masks)[..., :h, :w]
             expected = alone["masks"][-1]
             np.testing.assert_allclose(masks, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-            # Logits reach 100 here, and these are their logarithms of softmax: 1e-4 of the scale, as for the masks.
-            found = np.asarray(segmenter.class_log_probs(together, words))
-            np.testing.assert_allclose(found, alone["class_log_probs"][0], atol=2e-3)
+            found = segmenter._model.classify(together.predictions, *segmenter._text_arguments(words))
+            for ours, theirs in (
+                (found.in_vocabulary, alone["logits"][-1]),
+                (found.out_vocabulary, alone["out_vocabulary_logits"]),
+            ):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
             # The panoptic map, up to pixels where two masks tie within rounding.
             ours, theirs = name(together), name(segmenter.encode(x.image))
             assert np.mean(ours.panoptic != theirs.panoptic) <= 0.001

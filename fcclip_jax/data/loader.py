@@ -6,7 +6,7 @@ and threads load, changes nothing in it, so the step is all the state there is.
 
 import dataclasses
 import weakref
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class TrainBatches:
     process_count: int = 1
     skip_bad: bool = False
     first_step: int = 0
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order of the images depends on."""
+        return {"seed": self.seed, "batch_size": self.batch_size, "images": len(self.source)}
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -92,6 +97,19 @@ class TrainBatches:
         raise last
 
 
+@runtime_checkable
+class StepBatches(Protocol):
+    """Batches by their step, a dataclass: `first_step` is added to what is asked for, `order` names what the batches
+    depend on."""
+
+    first_step: int
+    order: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
 class TrainLoader:
     """An endless iterator over batches that are loaded ahead; `make_loader` makes it.
 
@@ -99,7 +117,7 @@ class TrainLoader:
     step again.
     """
 
-    def __init__(self, batches: TrainBatches, workers: int, threads: int, buffered: int):
+    def __init__(self, batches: StepBatches, workers: int, threads: int, buffered: int):
         self._batches, self._workers, self._threads, self._buffered = batches, workers, threads, buffered
         self._step = 0
         self._running = None
@@ -139,13 +157,7 @@ class TrainLoader:
     def get_state(self) -> dict[str, int]:
         """Where it stands, for JSON: `step`, the number of batches given out; and what the order depends on. The same
         in every process, and for any number of workers, threads and processes."""
-        batches = self._batches
-        return {
-            "step": self._step,
-            "seed": batches.seed,
-            "batch_size": batches.batch_size,
-            "images": len(batches.source),
-        }
+        return {"step": self._step, **self._batches.order}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to where `state` was taken. Raises ValueError for the state of another order of images."""

@@ -18,13 +18,15 @@ from fcclip_jax.structures import Features
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """Sizes of the tower. `head` is how a pooled vector reaches the joint space: `mlp` (convnext_large_d*) or one
-    `linear` map without bias; `image_size` is the side, in pixels, that CLIP was trained on."""
+    `linear` map without bias; `image_size` is the side, in pixels, that CLIP was trained on. `layer_scale` is what
+    each block's output is multiplied with at first: a small and shallow tower learns faster from 1."""
 
     depths: tuple[int, int, int, int]
     widths: tuple[int, int, int, int]
     head: Literal["mlp", "linear"]
     image_size: int
     norm_eps: float = 1e-6
+    layer_scale: float = 1e-6
 
 
 class DepthwiseConv(nnx.Module):
@@ -43,30 +45,32 @@ class DepthwiseConv(nnx.Module):
 class Block(nnx.Module):
     """Depthwise convolution, LayerNorm, four-fold MLP with exact GELU, layer scale, residual."""
 
-    def __init__(self, width: int, *, eps: float, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, eps: float, scale: float, dtype=jnp.float32, rngs: nnx.Rngs):
         self.depthwise = DepthwiseConv(width, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
-        self.gamma = nnx.Param(jnp.full(width, 1e-6))
+        self.gamma = nnx.Param(jnp.full(width, scale))
 
     def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B H W"] | None = None) -> Array:
         x = zero_outside(x, inside)
-        y = self.fc1(self.norm(self.depthwise(x)))
-        y = self.fc2(gelu(y))
-        return x + y * self.gamma[...].astype(y.dtype)
+        # One row a cell: where the tower is trained, the gradients of the products take a third of the time on CPU.
+        y = self.norm(self.depthwise(x)).reshape(-1, x.shape[-1])
+        y = self.fc2(gelu(self.fc1(y)))
+        return x + (y * self.gamma[...].astype(y.dtype)).reshape(x.shape)
 
 
 class Stage(nnx.Module):
     """Blocks of one width; all stages but the first begin with LayerNorm and a 2x2 convolution of stride 2."""
 
-    def __init__(self, width_in: int, width: int, depth: int, *, eps: float, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width_in: int, width: int, depth: int, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        eps, scale = config.norm_eps, config.layer_scale
         if width_in:
             self.downsample_norm = layer_norm(width_in, eps=eps, dtype=dtype, rngs=rngs)
             self.downsample = PatchConv(width_in, width, 2, dtype=dtype, rngs=rngs)
         else:
             self.downsample_norm = self.downsample = None
-        self.blocks = nnx.List(Block(width, eps=eps, dtype=dtype, rngs=rngs) for _ in range(depth))
+        self.blocks = nnx.List(Block(width, eps=eps, scale=scale, dtype=dtype, rngs=rngs) for _ in range(depth))
 
     def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B h w"] | None = None) -> Array:
         """To `[B,h,w,D]`; `inside`: which cells of that are the images' own, zeros elsewhere."""
@@ -85,7 +89,7 @@ class ClipVision(nnx.Module):
         self.stem = PatchConv(3, widths[0], 4, dtype=dtype, rngs=rngs)
         self.stem_norm = layer_norm(widths[0], eps=eps, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
-            Stage(widths[i - 1] if i else 0, widths[i], depth, eps=eps, dtype=dtype, rngs=rngs)
+            Stage(widths[i - 1] if i else 0, widths[i], depth, config, dtype=dtype, rngs=rngs)
             for i, depth in enumerate(config.depths)
         )
         self.head_norm = layer_norm(widths[-1], eps=eps, dtype=dtype, rngs=rngs)

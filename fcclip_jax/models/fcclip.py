@@ -15,15 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.models.clip_resnet import ClipResNet, ResNetConfig
 from fcclip_jax.models.clip_text import ClipText, TextConfig
 from fcclip_jax.models.clip_vision import ClipVision, VisionConfig
+from fcclip_jax.models.clip_vit import ClipViT, ViTConfig
 from fcclip_jax.models.mask_classifier import Classification, class_logits, geometric_ensemble
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from fcclip_jax.models.transformer_decoder import DecoderOutput, TransformerDecoder, TransformerDecoderConfig
 from fcclip_jax.ops.extent import cells_inside
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, MaskPredictions, PixelDecoderOutput
-
-# The image tower that a configuration on disk names. A ConvNeXt has no such entry.
-_RESNET = "resnet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +31,7 @@ class FCCLIPConfig:
 
     name: str
     embed_dim: int
-    vision: VisionConfig | ResNetConfig
+    vision: VisionConfig | ResNetConfig | ViTConfig
     text: TextConfig
     pixel_decoder: PixelDecoderConfig = dataclasses.field(default_factory=PixelDecoderConfig)
     transformer_decoder: TransformerDecoderConfig = dataclasses.field(default_factory=TransformerDecoderConfig)
@@ -43,10 +41,7 @@ class FCCLIPConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, for JSON."""
-        values = dataclasses.asdict(self)
-        if isinstance(self.vision, ResNetConfig):
-            values["vision"]["tower"] = _RESNET
-        return values
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FCCLIPConfig":
@@ -56,22 +51,26 @@ class FCCLIPConfig:
             ValueError: a field is missing or unknown.
         """
         values = dict(values)
-        parts = {
-            "vision": VisionConfig,  # unless the tower says otherwise
-            "text": TextConfig,
-            "pixel_decoder": PixelDecoderConfig,
-            "transformer_decoder": TransformerDecoderConfig,
-        }
         try:
+            parts = {
+                "vision": _vision_part(values["vision"]),
+                "text": TextConfig,
+                "pixel_decoder": PixelDecoderConfig,
+                "transformer_decoder": TransformerDecoderConfig,
+            }
             for key, part in parts.items():
                 fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
-                if key == "vision" and fields.get("tower") == _RESNET:
-                    part = ResNetConfig
-                    del fields["tower"]
                 values[key] = part(**fields)
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is not an FC-CLIP configuration: {error}") from None
+
+
+def _vision_part(fields: dict[str, Any]) -> type:
+    """The kind of image tower, by the fields that only one of them has."""
+    if "patch" in fields:
+        return ViTConfig
+    return ResNetConfig if "width" in fields else VisionConfig
 
 
 def _convnext(name, widths, depths, head, image_size, embed_dim, text, norm_eps=1e-6) -> FCCLIPConfig:
@@ -83,6 +82,17 @@ def _resnet(name, depths, width, image_size, embed_dim, text) -> FCCLIPConfig:
     """With OpenAI's weights, whose text towers have QuickGELU; FC-CLIP trusts these towers on valid masks only."""
     text = TextConfig(*text, activation="quick_gelu")
     return FCCLIPConfig(name, embed_dim, ResNetConfig(depths, width, image_size), text, ensemble_on_valid_mask=True)
+
+
+def _emoji(name: str, vision: VisionConfig | ViTConfig) -> FCCLIPConfig:
+    return FCCLIPConfig(
+        name=name,
+        embed_dim=128,
+        vision=vision,
+        text=TextConfig(width=64, heads=4, layers=1),
+        pixel_decoder=PixelDecoderConfig(width=64, layers=2, heads=4, feedforward=256),
+        transformer_decoder=TransformerDecoderConfig(width=64, queries=20, layers=3, heads=4, feedforward=256),
+    )
 
 
 _BASE, _LARGE, _XXLARGE = (128, 256, 512, 1024), (192, 384, 768, 1536), (384, 768, 1536, 3072)
@@ -113,6 +123,16 @@ VARIANTS: dict[str, FCCLIPConfig] = {
     )
 }
 
+# Of the small world (fcclip_jax/world), trained here from scratch, so that nothing is converted into them; the two
+# image towers cost about the same.
+EMOJI_VARIANTS: dict[str, FCCLIPConfig] = {
+    config.name: config
+    for config in (
+        _emoji("convnext_emoji", VisionConfig((1, 1, 3, 2), (32, 64, 128, 256), "linear", 192, layer_scale=1.0)),
+        _emoji("vit_emoji", ViTConfig(width=120, heads=4, layers=4, image_size=192)),
+    )
+}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +146,14 @@ class Forward:
     predictions: MaskPredictions
 
 
+_TOWERS = {VisionConfig: ClipVision, ResNetConfig: ClipResNet, ViTConfig: ClipViT}
+
+
 class Clip(nnx.Module):
     """The two frozen towers and CLIP's own logit scale. A training step works without the text tower."""
 
     def __init__(self, config: FCCLIPConfig, *, with_text: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
-        tower = ClipResNet if isinstance(config.vision, ResNetConfig) else ClipVision
+        tower = _TOWERS[type(config.vision)]
         self.visual = tower(config.vision, config.embed_dim, dtype=dtype, rngs=rngs)
         self.text = ClipText(config.text, config.embed_dim, dtype=dtype, rngs=rngs) if with_text else None
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))

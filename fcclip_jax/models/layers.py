@@ -51,9 +51,10 @@ class PatchConv(nnx.Module):
         batch, height, width, channels = x.shape
         s = self.size
         x = x.astype(self.dtype).reshape(batch, height // s, s, width // s, s, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // s, width // s, s * s * channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, s * s * channels)
         kernel = self.kernel[...].astype(self.dtype)
-        return x @ kernel.reshape(s * s * channels, -1) + self.bias[...].astype(self.dtype)
+        x = x @ kernel.reshape(s * s * channels, -1) + self.bias[...].astype(self.dtype)
+        return x.reshape(batch, height // s, width // s, -1)
 
 
 class MLP(nnx.Module):

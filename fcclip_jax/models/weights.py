@@ -123,6 +123,7 @@ def save_model(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     *,
+    dtype: np.dtype | type = np.float32,
     extra_files: Mapping[str, str | Callable[[], str]] | None = None,
 ) -> None:
     """Writes a model folder: aside first, then renamed, so a failure leaves nothing behind. A model folder that is
@@ -131,6 +132,7 @@ def save_model(
     Args:
         read: name to array, float32 or float16, C-contiguous; called once a parameter, in order. Only one array
             is held at a time.
+        dtype: that is stored, float32 or float16.
         extra_files: further text files of the folder, name to content, or to what makes it once the arrays are written.
 
     Raises:
@@ -143,7 +145,7 @@ def save_model(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        write_safetensors(aside / WEIGHTS_FILE, shapes, read)
+        write_safetensors(aside / WEIGHTS_FILE, shapes, read, dtype=dtype)
         for name, text in {CONFIG_FILE: card.to_json(), **(extra_files or {})}.items():
             (aside / name).write_text(text() if callable(text) else text, encoding="utf-8")
         _replace(target, aside)

@@ -1,8 +1,10 @@
-"""One function, two formulations: the one that is fast on CPU and the one that is fast elsewhere."""
+"""One function, two formulations: the one that is fast on CPU and the one that is fast elsewhere; and how the CPU's
+compiler is told to keep few buffers."""
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax import lax
@@ -26,3 +28,11 @@ def by_platform(*args, cpu: Callable, other: Callable):
     if _EVERY.get():
         return lax.platform_dependent(*args, cpu=cpu, default=other)
     return cpu(*args) if jax.default_backend() == "cpu" else other(*args)
+
+
+def frugal() -> dict[str, Any] | None:
+    """Compiler options for large programs. XLA's default schedule on CPU runs independent parts side by side and keeps
+    their buffers: at 800 x 1216 that is 1.3 GB more for ConvNeXt-L."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}

@@ -20,6 +20,9 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (r"norm\d?(\.\d+)?\.(scale|bias)$", NO_DECAY),
     (r"^transformer_decoder\.(query_feat|query_embed|level_embed)$", NO_DECAY),
     (r"^void_embedding$", NO_DECAY),
+    # Contrastive training alone gets to these; elsewhere they are frozen. A word that does not come up stays as it is.
+    (r"^(text\.(token|positional)_embedding|logit_scale)$", NO_DECAY),
+    (r"^visual\..*\.(gamma|bias)$", NO_DECAY),
     (r".*", DECAY),
 )
 

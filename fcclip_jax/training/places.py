@@ -8,8 +8,6 @@ import dataclasses
 import importlib.util
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -106,6 +104,8 @@ def _tpu_on_gke(environment: Mapping[str, str]) -> Place | None:
 
 
 def _tpu_vm(environment: Mapping[str, str]) -> Place | None:
+    from urllib.error import HTTPError
+
     server = environment.get("GCE_METADATA_IP")
     if server is None:
         if importlib.util.find_spec("libtpu") is None:
@@ -115,7 +115,7 @@ def _tpu_vm(environment: Mapping[str, str]) -> Place | None:
         index = _metadata(server, "agent-worker-number")
         workers = [part.split(":")[-1] for part in _metadata(server, "worker-network-endpoints").split(",")]
         slices = dict(_pairs(_metadata(server, "tpu-env")))
-    except urllib.error.HTTPError:
+    except HTTPError:
         return None  # a machine in the cloud that has no TPU
     except OSError as error:
         raise ValueError(f"the TPU's metadata at {server} cannot be read: {error}") from error
@@ -124,6 +124,8 @@ def _tpu_vm(environment: Mapping[str, str]) -> Place | None:
 
 
 def _metadata(server: str, key: str) -> str:
+    import urllib.request  # slow to import, and every command imports this file
+
     address = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
     request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
     with urllib.request.urlopen(request, timeout=10) as answer:

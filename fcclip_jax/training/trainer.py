@@ -75,7 +75,7 @@ class Run:
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    criterion: CriterionConfig
+    criterion: CriterionConfig | None
     mesh: Mesh
     state: TrainState
     frozen: nnx.State
@@ -88,6 +88,9 @@ class Run:
     waits: DataWaits
     evaluate: Callable[[TrainState, Callable[[], bool]], dict[str, float] | None] | None = None
     picture: Callable[[TrainState, dict[str, np.ndarray]], np.ndarray] | None = None
+    # Another step than FC-CLIP's, called in the same way, and what it needs of a batch.
+    make_step: Callable[[TrainState], Callable] | None = None
+    inputs: tuple[str, ...] = INPUTS + COUNTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,7 @@ def train(run: Run) -> tuple[TrainState, bool]:
                 local = next(run.data)
             clock.waited(waited := time.perf_counter() - asked)
             run.waits.add(waited)
-            batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in INPUTS + COUNTS})
+            batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in run.inputs})
             if step is None:
                 with run.goodput.during("compile"):
                     step = _compile(run, clock, state, batch)
@@ -303,8 +306,18 @@ class _Profiler:
 
 
 def _compile(run: Run, clock: reporting.Clock, state: TrainState, batch: dict[str, jax.Array]) -> Callable:
+    step = _fcclip_step(run, state) if run.make_step is None else run.make_step(state)
+    started = time.perf_counter()
+    traced = step.trace(state, run.frozen, batch, run.text, np.int32(0))
+    clock.flops_per_step = product_flops(traced.jaxpr)
+    compiled = traced.lower().compile()
+    log.info("compiled in %.0f s", time.perf_counter() - started)
+    return compiled
+
+
+def _fcclip_step(run: Run, state: TrainState) -> Callable:
     config = run.config
-    step = make_train_step(
+    return make_train_step(
         run.graphdef,
         run.optimizer,
         run.mesh,
@@ -315,12 +328,6 @@ def _compile(run: Run, clock: reporting.Clock, state: TrainState, batch: dict[st
         average_decay=config.average_decay,
         solver=config.assignment,
     )
-    started = time.perf_counter()
-    traced = step.trace(state, run.frozen, batch, run.text, np.int32(0))
-    clock.flops_per_step = product_flops(traced.jaxpr)
-    compiled = traced.lower().compile()
-    log.info("compiled in %.0f s", time.perf_counter() - started)
-    return compiled
 
 
 def _look_at(taken: _Taken, state: TrainState, run: Run, sums: _Sums) -> None:

@@ -198,7 +198,7 @@ def test_a_variant_survives_json(name):
 
 def test_a_configuration_of_before_there_were_resnets():
     values = VARIANTS["convnext_tiny_test"].to_dict()
-    assert values["text"].pop("activation") == "gelu" and "tower" not in values["vision"]
+    assert values["text"].pop("activation") == "gelu"
     assert FCCLIPConfig.from_dict(values) == VARIANTS["convnext_tiny_test"]
 
 
@@ -213,8 +213,8 @@ def _without_depths(values):
         lambda values: values.pop("name"),
         lambda values: values.pop("text"),
         lambda values: values.update(gamma=1),
-        lambda values: values["vision"].update(tower="vit"),
-        lambda values: values["vision"].update(tower="resnet"),
+        lambda values: values["vision"].update(patch=16),
+        lambda values: values["vision"].update(width=16),
         lambda values: values["text"].update(tokens=3),
         lambda values: values.update(pixel_decoder=None),
         lambda values: values.update(transformer_decoder=[1, 2]),

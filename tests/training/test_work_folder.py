@@ -37,8 +37,8 @@ def store(tmp_path, monkeypatch):
     """The environment in which `gs://bucket` is a folder of this machine, and that folder."""
     emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
     pytest.importorskip("gcsfs")
-    monkeypatch.setenv("STORAGE_BASE", str(tmp_path))
-    monkeypatch.setenv("STORAGE_DIR", "store")
+    monkeypatch.setattr("gcp_storage_emulator.storage.STORAGE_BASE", str(tmp_path))
+    monkeypatch.setattr("gcp_storage_emulator.storage.STORAGE_DIR", "store")
     objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
 
     def download(request, response, storage, *others, before=objects.download, **more):

@@ -1,0 +1,236 @@
+"""Contrastive training of the two towers on the small world: from a configuration to a folder of towers."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from fcclip_jax.configuration import CHECKPOINTS, ConfigError, claim, fields, model_config
+from fcclip_jax.data.loader import TrainLoader
+from fcclip_jax.models import weights
+from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
+from fcclip_jax.models.text_classifier import TextClassifier
+from fcclip_jax.training import metrics, sharding
+from fcclip_jax.training.checkpoint import Checkpoints
+from fcclip_jax.training.contrastive import INPUTS, ContrastiveConfig, init_clip, make_contrastive_step
+from fcclip_jax.training.goodput import FILE as GOODPUT_FILE
+from fcclip_jax.training.goodput import Goodput
+from fcclip_jax.training.lifeline import Lifeline
+from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from fcclip_jax.training.overview import parameter_table
+from fcclip_jax.training.stragglers import DataWaits
+from fcclip_jax.training.train_state import TrainState
+from fcclip_jax.training.train_step import normalize_images
+from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
+from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
+from fcclip_jax.world.names import HELD_OUT_STYLE, THINGS, TRAINED_STYLES, vocabulary
+from fcclip_jax.world.pairs import PairBatches
+from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
+from fcclip_jax.world.sprites import Sprites
+
+log = logging.getLogger(__name__)
+
+_SCENES, _SCENE_SEED = 150, 1 << 20  # of each kind, to measure on; no training seed comes near
+_BATCH = 30
+TOWERS, _UPLOADED = "towers", ("tensorboard", "profile")
+
+
+def run_contrastive(config: ConfigDict, workdir: str | Path, lifeline: Lifeline | None = None) -> int:
+    """Trains the towers, writes `workdir/towers`, and returns the process's exit code, as `experiment.run_training`.
+
+    Raises:
+        ConfigError: the configuration does not fit.
+        SpriteError: the pictures are not there.
+    """
+    if config.data.kind != "emoji":
+        raise ConfigError("task contrastive needs captions, which only data.kind emoji has")
+    if config.accumulate != 1:
+        raise ConfigError("task contrastive needs its batch at once, to tell pictures apart: accumulate must be 1")
+    workdir = open_folder(workdir)
+    probe, run = _build(config, workdir, lifeline)
+    try:
+        state, complete = train(run)
+    finally:
+        run.checkpoints.close()
+        run.data.close()
+        for writer in run.writers:
+            writer.close()
+        upload(workdir, *_UPLOADED)
+    params = _best(run.mesh, state)
+    if jax.process_index() == 0:
+        scores = probe.measure(params)
+        export_towers(local_part(workdir) / TOWERS, model_config(config), params, config, int(state.step), scores)
+        upload(workdir, TOWERS)
+    return 0 if complete else EXIT_PREEMPTED
+
+
+def _build(config: ConfigDict, workdir: Folder, lifeline: Lifeline | None) -> tuple["Probe", Run]:
+    """Puts a run together, and what it is measured by."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size(config.batch_size, mesh)
+    model = model_config(config)
+    sprites = Sprites(config.data.sprites)  # before the work folder is claimed: they may not be there
+    start = _start_from(config, model)
+    contents = {} if start is None else {"model.start_from": weights.sha256(sorted(start), start.__getitem__)}
+    fingerprint = claim(workdir, config, contents)
+    optimizer_config = fields(OptimizerConfig, config.optimizer)
+    optimizer = make_optimizer(optimizer_config)
+    decay = config.optimizer.average_decay
+    graphdef, state = init_clip(
+        model,
+        optimizer,
+        mesh,
+        seed=config.seed,
+        average=decay > 0,
+        dtype=jnp.dtype(config.model.dtype),
+        parameters=start,
+    )
+    first = jax.process_index() == 0
+    if first:
+        table = parameter_table(_by_name(state.params), mesh.shape["fsdp"])
+        (workdir / "parameters.txt").write_text(table, encoding="utf-8")
+    probe = Probe(model, graphdef, sprites)
+    batches = PairBatches(
+        str(config.data.sprites), config.batch_size, config.seed, jax.process_index(), jax.process_count()
+    )
+    return probe, Run(
+        config=fields(TrainerConfig, config, average_decay=decay),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=learning_rate_schedule(optimizer_config),
+        criterion=None,
+        mesh=mesh,
+        state=state,
+        frozen=nnx.State({}),
+        text={},
+        data=TrainLoader(batches, config.data.workers, threads=1, buffered=2),
+        checkpoints=Checkpoints(workdir / CHECKPOINTS, keep_last=config.keep_checkpoints, fingerprint=fingerprint),
+        writers=metrics.make_writers(workdir) if first else [],
+        workdir=workdir,
+        goodput=Goodput(workdir / GOODPUT_FILE if first else None),
+        waits=DataWaits(config.data.workers, lifeline),
+        evaluate=(lambda state, _: probe.measure(_best(mesh, state))) if config.eval_every else None,
+        make_step=lambda state: make_contrastive_step(
+            graphdef, optimizer, mesh, state, ContrastiveConfig(), average_decay=decay
+        ),
+        inputs=INPUTS,
+    )
+
+
+def _start_from(config: ConfigDict, model: FCCLIPConfig) -> dict[str, np.ndarray] | None:
+    """The towers of the folder `model.start_from`, by their names in `Clip`."""
+    if not config.model.start_from:
+        return None
+    found = weights.load_parameters(config.model.start_from, weights.TOWERS)
+    shapes = {name: array.shape for name, array in found.items()}
+    weights.check_shapes(
+        f"model.start_from {config.model.start_from}", shapes, weights.parameter_shapes(model, towers_only=True)
+    )
+    return {name.removeprefix(weights.TOWERS): array for name, array in found.items()}
+
+
+def _by_name(state: nnx.State) -> dict[str, Any]:
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def _best(mesh: jax.sharding.Mesh, state: TrainState) -> nnx.State:
+    """The moving average where there is one, whole."""
+    return sharding.gather(mesh, state.params if state.average is None else state.average)
+
+
+def export_towers(
+    folder: Path, model: FCCLIPConfig, params: nnx.State, config: ConfigDict, steps: int, scores: dict[str, float]
+) -> None:
+    """Writes the towers as a model folder, which `model.towers` of a configuration takes."""
+    arrays = {weights.TOWERS + name: array for name, array in weights.parameters_of(params).items()}
+    shapes = weights.parameter_shapes(model, towers_only=True)
+    read: Callable[[str], np.ndarray] = arrays.__getitem__
+    card = weights.ModelCard(
+        model,
+        towers_only=True,
+        provenance={"config": json.loads(config.to_json()), "steps": steps, "scores": scores},
+        text_sha256=weights.text_sha256(shapes, read),
+    )
+    weights.save_model(folder, card, shapes, read)
+    log.info("the towers are in %s", folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """Of scenes side by side: `images` uint8 `[B,H,W,3]`, `cover` float `[B,P,h,w]`, the share of each cell of the
+    dense map that a piece covers, `classes` `[B,P]` its row in the vocabulary, -1 for none."""
+
+    images: np.ndarray
+    cover: np.ndarray
+    classes: np.ndarray
+
+
+def mask_pooled_pieces(scenes: list[Scene], stride: int = 32) -> _Pieces:
+    """Scenes of one size with their true masks, laid over the cells of a map of `stride`."""
+    most = max(len(scene.pieces) for scene in scenes)
+    height, width = (edge // stride for edge in scenes[0].rows.shape)
+    cover = np.zeros((len(scenes), most, height, width), np.float32)
+    classes = np.full((len(scenes), most), -1)
+    for n, scene in enumerate(scenes):
+        cells = scene.rows.reshape(height, stride, width, stride)
+        for row, piece in enumerate(scene.pieces):
+            cover[n, row] = (cells == row).mean((1, 3))
+            classes[n, row] = piece.kind if piece.isthing else len(THINGS) + piece.kind
+    return _Pieces(np.stack([scene.picture for scene in scenes]), cover, classes)
+
+
+class Probe:
+    """How well the towers name what lies under true masks, in scenes of 256 pixels that are never trained on."""
+
+    def __init__(self, model: FCCLIPConfig, graphdef: nnx.GraphDef, sprites: Sprites):
+        self._model = model
+        recipes = {"": Recipe(styles=TRAINED_STYLES), "_held_out": Recipe(styles=(HELD_OUT_STYLE,))}
+        self._sets = {
+            suffix: mask_pooled_pieces([draw_scene(sprites, recipe, _SCENE_SEED, n) for n in range(_SCENES)])
+            for suffix, recipe in recipes.items()
+        }
+
+        def embed(params: nnx.State, images: jax.Array, cover: jax.Array) -> jax.Array:
+            clip: Clip = nnx.merge(graphdef, params)
+            dense = clip.visual(normalize_images(images)).res5
+            total = jnp.einsum("bphw,bhwc->bpc", cover, dense)
+            return clip.visual.project(total / jnp.maximum(cover.sum((2, 3)), 1e-6)[..., None]).astype(jnp.float32)
+
+        self._embed = jax.jit(embed)
+        self._encode = jax.jit(lambda params, tokens: nnx.merge(graphdef, params).text(tokens))
+
+    def measure(self, params: nnx.State) -> dict[str, float]:
+        """Percent, of the pieces of a kind, of those whose nearest name is theirs: `things` among all things' names,
+        `seen` and `unseen` of these; `stuff` among stuff; `_held_out` in the style that is never trained on."""
+        params = jax.tree.map(jnp.asarray, params)
+        words = vocabulary()
+        classifier = TextClassifier(lambda tokens: self._encode(params, tokens), embed_dim=self._model.embed_dim)
+        rows, owner = classifier.rows(words), words.synonym_to_class
+        seen = np.array([thing.seen for thing in THINGS])
+        scores = {}
+        for suffix, pieces in self._sets.items():
+            embeddings = np.concatenate(
+                [
+                    np.asarray(self._embed(params, pieces.images[n : n + _BATCH], pieces.cover[n : n + _BATCH]))
+                    for n in range(0, len(pieces.images), _BATCH)
+                ]
+            )
+            of_rows = embeddings @ rows.T
+            logits = np.stack([of_rows[..., owner == k].max(-1) for k in range(words.num_classes)], axis=-1)
+            classes = pieces.classes
+            right_things = logits[..., : len(THINGS)].argmax(-1) == classes
+            right_stuff = logits[..., len(THINGS) :].argmax(-1) + len(THINGS) == classes
+            thing, stuff = (classes >= 0) & (classes < len(THINGS)), classes >= len(THINGS)
+            known = thing & seen[np.clip(classes, 0, len(THINGS) - 1)]
+            chosen = {"things": (right_things, thing), "stuff": (right_stuff, stuff)}
+            chosen |= {"seen": (right_things, known), "unseen": (right_things, thing & ~known)}
+            scores |= {name + suffix: 100 * float(right[of].mean()) for name, (right, of) in chosen.items()}
+        return scores
