@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from convert.name_maps import FCCLIP_PREFIX
 from convert.stored_arrays import CheckpointError
+from fcclip_jax.models.clip_resnet import ResNetConfig
 from fcclip_jax.models.fcclip import VARIANTS, FCCLIPConfig
 from fcclip_jax.models.pixel_decoder import LEVELS
 
@@ -16,6 +17,9 @@ _PREFERRED = ("convnext_base_w_320", "convnext_large_d_320")
 
 # Far above any decoder, and small enough to build the description of one.
 _LARGEST = 1 << 16
+
+# What stands for a projection of pooled vectors in a ResNet.
+_ATTENTION = "attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +36,27 @@ class TowerSizes:
     @classmethod
     def of_config(cls, config: FCCLIPConfig) -> "TowerSizes":
         vision, text = config.vision, config.text
-        return cls(config.embed_dim, vision.widths, vision.depths, vision.head, text.width, text.layers)
+        head = _ATTENTION if isinstance(vision, ResNetConfig) else vision.head
+        return cls(config.embed_dim, vision.widths, vision.depths, head, text.width, text.layers)
 
     @classmethod
     def of_checkpoint(cls, shapes: Shapes, prefix: str) -> "TowerSizes":
         stages = f"{prefix}visual.trunk.stages."
-        count = range(_count(shapes, stages))
+        if _is_resnet(shapes, prefix):
+            layers = [f"{prefix}visual.layer{n}." for n in range(1, 5)]
+            widths = (_axes(shapes, f"{layer}0.conv3.weight", 4)[0] for layer in layers)
+            depths, head = (_count(shapes, layer) for layer in layers), _ATTENTION
+        else:
+            count = range(_count(shapes, stages))
+            widths = (_axes(shapes, f"{stages}{i}.blocks.0.gamma", 1)[0] for i in count)
+            depths = (_count(shapes, f"{stages}{i}.blocks.") for i in count)
+            head = "mlp" if f"{prefix}visual.head.mlp.fc1.weight" in shapes else "linear"
         text_width, embed_dim = _axes(shapes, f"{prefix}text_projection", 2)
         return cls(
             embed_dim,
-            tuple(_axes(shapes, f"{stages}{i}.blocks.0.gamma", 1)[0] for i in count),
-            tuple(_count(shapes, f"{stages}{i}.blocks.") for i in count),
-            "mlp" if f"{prefix}visual.head.mlp.fc1.weight" in shapes else "linear",
+            tuple(widths),
+            tuple(depths),
+            head,
             text_width,
             _count(shapes, f"{prefix}transformer.resblocks."),
         )
@@ -77,12 +90,10 @@ def towers(shapes: Shapes, prefix: str) -> str:
 
 
 def require_towers(shapes: Iterable[str], prefix: str) -> None:
-    """Says what a checkpoint is that has no ConvNeXt towers where they should be."""
-    if any(name.startswith(f"{prefix}visual.trunk.stages.") for name in shapes):
+    """Says what a checkpoint is that has no towers where they should be."""
+    if _is_convnext(shapes, prefix) or _is_resnet(shapes, prefix):
         return
-    if any(name.startswith(f"{prefix}visual.layer1.") for name in shapes):
-        raise CheckpointError("its image tower is a ResNet; only FC-CLIP's ConvNeXt models can be converted")
-    if prefix and any(name.startswith("visual.trunk.stages.") for name in shapes):
+    if prefix and (_is_convnext(shapes, "") or _is_resnet(shapes, "")):
         raise CheckpointError(
             "these are open_clip's weights, without FC-CLIP's decoders: "
             "convert them with `python -m convert.open_clip --model NAME`"
@@ -91,9 +102,18 @@ def require_towers(shapes: Iterable[str], prefix: str) -> None:
         raise CheckpointError("this is an FC-CLIP checkpoint: convert it with `python -m convert.fcclip`")
     what = "FC-CLIP" if prefix else "open_clip"
     raise CheckpointError(
-        f"this is no checkpoint of {what} with a ConvNeXt: no name begins with {prefix}visual.trunk.stages.; "
+        f"this is no checkpoint of {what} with a ConvNeXt or a ResNet: no name begins with "
+        f"{prefix}visual.trunk.stages. or {prefix}visual.layer1.; "
         f"its names begin like {', '.join(list(shapes)[:3])}"
     )
+
+
+def _is_convnext(names: Iterable[str], prefix: str) -> bool:
+    return any(name.startswith(f"{prefix}visual.trunk.stages.") for name in names)
+
+
+def _is_resnet(names: Iterable[str], prefix: str) -> bool:
+    return any(name.startswith(f"{prefix}visual.layer1.") for name in names)
 
 
 def with_decoder_sizes(config: FCCLIPConfig, shapes: Shapes) -> FCCLIPConfig:

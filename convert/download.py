@@ -45,6 +45,11 @@ REPOSITORIES: dict[str, dict[str, str]] = {
         "laion2b_s34b_b82k_augreg_rewind": "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-rewind",
         "laion2b_s34b_b82k_augreg": "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg",
     },
+    "RN50": {"openai": "timm/resnet50_clip.openai"},
+    "RN101": {"openai": "timm/resnet101_clip.openai"},
+    "RN50x4": {"openai": "timm/resnet50x4_clip.openai"},
+    "RN50x16": {"openai": "timm/resnet50x16_clip.openai"},
+    "RN50x64": {"openai": "timm/resnet50x64_clip.openai"},
 }
 
 # open_clip's names of the file in a repository (constants.py); older repositories have only the second.
@@ -57,7 +62,8 @@ _FCCLIP_URL = "https://drive.google.com/file/d/1-91PIns86vyNaL3CzMmDD39zKGnPMtvj
 _FCCLIP_STEPS = (
     "FC-CLIP's own weights lie on Google Drive, which hands large files to browsers only. "
     f"Download the ConvNeXt-Large checkpoint (1.5 GB) from {_FCCLIP_URL} and convert it with\n"
-    "  python -m convert.fcclip --input CHECKPOINT.pth --output fcclip_convnext_large"
+    "  python -m convert.fcclip --input CHECKPOINT.pth --output fcclip_convnext_large\n"
+    "Those of the ResNets are in the same table, https://github.com/bytedance/fc-clip#model-zoo"
 )
 
 

@@ -107,7 +107,7 @@ class Source:
     Attributes:
         shapes: of our parameters, by name.
         steps: as `plan` gives them.
-        ignored: what is in the checkpoint and not converted.
+        ignored: what is in the checkpoint and not converted, with its whole name.
     """
 
     def __init__(
@@ -134,7 +134,9 @@ class Source:
         self.steps = plan(rows, shapes)
         self._checkpoint, self._names = checkpoint, names
         self._place = {target: (step, i) for step in self.steps for i, target in enumerate(step.targets)}
-        self.ignored = [row for row in ignored if row.name in names]
+        self.ignored = [
+            dataclasses.replace(row, name=name) for row in ignored for name in filter(_regex(row.name).fullmatch, names)
+        ]
         passed_over = {row.name for row in self.ignored} | set(apart)
         problems = _differences(self.steps, checkpoint, names, passed_over)
         problems += _listed(

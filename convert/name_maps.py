@@ -21,6 +21,51 @@ FCCLIP_PREFIX = "backbone.clip_model."
 # A tower built with its text part as a module of its own (open_clip's `CustomTextCLIP`) says `text.transformer...`.
 TEXT_MODULE = "text."
 
+
+def _under(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
+    """The rows of a module, written below its two names."""
+    return [(f"{theirs}.{a}", f"{ours}.{b}", transform) for a, b, transform in rows]
+
+
+_BATCH_NORM: list[Row] = [
+    ("weight", "scale", "identity"),
+    ("bias", "bias", "identity"),
+    ("running_mean", "mean", "identity"),
+    ("running_var", "var", "identity"),
+]
+
+_BOTTLENECK: list[Row] = [
+    ("conv1.weight", "conv1.kernel", "pointwise"),
+    *_under("bn1", "norm1", _BATCH_NORM),
+    ("conv2.weight", "conv2.kernel", "conv"),
+    *_under("bn2", "norm2", _BATCH_NORM),
+    ("conv3.weight", "conv3.kernel", "pointwise"),
+    *_under("bn3", "norm3", _BATCH_NORM),
+    ("downsample.0.weight", "downsample.kernel", "pointwise"),
+    *_under("downsample.1", "downsample_norm", _BATCH_NORM),
+]
+
+_RESNET: list[Row] = [
+    ("conv1.weight", "conv1.kernel", "conv"),
+    *_under("bn1", "norm1", _BATCH_NORM),
+    ("conv2.weight", "conv2.kernel", "conv"),
+    *_under("bn2", "norm2", _BATCH_NORM),
+    ("conv3.weight", "conv3.kernel", "conv"),
+    *_under("bn3", "norm3", _BATCH_NORM),
+    # They count their layers from 1.
+    *(row for n in range(4) for row in _under(f"layer{n + 1}.{{i}}", f"stages.{n}.blocks.{{i}}", _BOTTLENECK)),
+    ("attnpool.positional_embedding", "attention_pool.positional_embedding", "identity"),
+    ("attnpool.k_proj.weight", "attention_pool.key.kernel", "linear"),
+    ("attnpool.k_proj.bias", "attention_pool.key.bias", "identity"),
+    ("attnpool.q_proj.weight", "attention_pool.query.kernel", "linear"),
+    ("attnpool.q_proj.bias", "attention_pool.query.bias", "identity"),
+    ("attnpool.v_proj.weight", "attention_pool.value.kernel", "linear"),
+    ("attnpool.v_proj.bias", "attention_pool.value.bias", "identity"),
+    ("attnpool.c_proj.weight", "attention_pool.out.kernel", "linear"),
+    ("attnpool.c_proj.bias", "attention_pool.out.bias", "identity"),
+]
+
+# Rows of both kinds of image tower; a model's parameters take those of its own.
 _TOWERS: list[Row] = [
     ("positional_embedding", "clip.text.positional_embedding", "identity"),
     ("text_projection", "clip.text.text_projection", "identity"),
@@ -57,6 +102,7 @@ _TOWERS: list[Row] = [
     ("visual.head.mlp.fc1.weight", "clip.visual.head_fc1.kernel", "linear"),
     ("visual.head.mlp.fc1.bias", "clip.visual.head_fc1.bias", "identity"),
     ("visual.head.mlp.fc2.weight", "clip.visual.head_fc2.kernel", "linear"),
+    *_under("visual", "clip.visual", _RESNET),
     ("transformer.resblocks.{i}.ln_1.weight", "clip.text.blocks.{i}.norm1.scale", "identity"),
     ("transformer.resblocks.{i}.ln_1.bias", "clip.text.blocks.{i}.norm1.bias", "identity"),
     ("transformer.resblocks.{i}.attn.in_proj_weight", "clip.text.blocks.{i}.attention.*.kernel", "qkv_weight"),
@@ -73,11 +119,6 @@ _TOWERS: list[Row] = [
     ("ln_final.weight", "clip.text.norm_final.scale", "identity"),
     ("ln_final.bias", "clip.text.norm_final.bias", "identity"),
 ]
-
-
-def _under(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
-    """The rows of a module, written below its two names."""
-    return [(f"{theirs}.{a}", f"{ours}.{b}", transform) for a, b, transform in rows]
 
 
 _ENCODER_LAYER: list[Row] = [
@@ -167,7 +208,8 @@ FCCLIP_ROWS: list[Row] = [
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """An array that is not converted, because it says nothing beyond `meaning`; `holds` checks that."""
+    """An array that is not converted, because it says nothing beyond `meaning`; `holds` checks that. `name` is a
+    pattern, as in a row."""
 
     name: str
     meaning: str
@@ -183,10 +225,29 @@ def _is_zero(a: np.ndarray) -> bool:
     return not a.any()
 
 
-# Both were written by some versions of open_clip and not by others.
+def _is_whole_number(a: np.ndarray) -> bool:
+    return a.size == 1 and a.dtype.kind in "iu"
+
+
+# In a BatchNorm, behind its last array: how many batches its statistics are made of. Written back as 0, since frozen
+# statistics count no further.
+LAST_OF_BATCH_NORM, BATCH_COUNTER = ".running_var", ".num_batches_tracked"
+
+# The first two were written by some versions of open_clip and not by others, sizes by OpenAI.
 _IGNORED_TOWERS = [
     Ignored("attn_mask", "the causal mask of the text tower", _is_causal_mask),
     Ignored("logit_bias", "an unused bias of CLIP's logits, zero", _is_zero),
+    *(
+        Ignored(size, "a size, which the shapes show", _is_whole_number)
+        for size in ("input_resolution", "context_length", "vocab_size")
+    ),
+    *(
+        Ignored(
+            theirs.removesuffix(LAST_OF_BATCH_NORM) + BATCH_COUNTER, "a counter of training batches", _is_whole_number
+        )
+        for theirs, _, _ in _TOWERS
+        if theirs.endswith(LAST_OF_BATCH_NORM)
+    ),
 ]
 OPEN_CLIP_IGNORED = _IGNORED_TOWERS
 FCCLIP_IGNORED = [dataclasses.replace(row, name=FCCLIP_PREFIX + row.name) for row in _IGNORED_TOWERS]

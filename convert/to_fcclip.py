@@ -14,7 +14,7 @@ import numpy as np
 from convert.checkpoint_files import open_checkpoint
 from convert.command_line import guarded, parser, progress, script
 from convert.mapping import plan
-from convert.name_maps import EMPTY_WEIGHT, FCCLIP_ROWS
+from convert.name_maps import BATCH_COUNTER, EMPTY_WEIGHT, FCCLIP_ROWS, LAST_OF_BATCH_NORM
 from convert.stored_arrays import CheckpointError
 from convert.torch_writer import write_torch
 from fcclip_jax.models import weights
@@ -47,6 +47,8 @@ def convert(folder: str | Path, output: str | Path) -> str:
         def read(name: str) -> np.ndarray:
             if name == EMPTY_WEIGHT:
                 return empty_weight
+            if name.endswith(BATCH_COUNTER):
+                return np.zeros((), np.int64)
             step = steps[name]
             return step.transform.to_theirs(*(np.asarray(ours.read(t), np.float32) for t in step.targets))
 
@@ -55,6 +57,8 @@ def convert(folder: str | Path, output: str | Path) -> str:
             if name == _AFTER_EMPTY_WEIGHT:
                 their_shapes[EMPTY_WEIGHT] = empty_weight.shape
             their_shapes[name] = step.shapes[0]
+            if name.endswith(LAST_OF_BATCH_NORM):
+                their_shapes[name.removesuffix(LAST_OF_BATCH_NORM) + BATCH_COUNTER] = ()
         _write(output, their_shapes, read)
     return f"{output}: {len(their_shapes)} arrays of {card.config.name}"
 
@@ -92,11 +96,12 @@ def _write(output: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str
         next(bar, None)
         return read(name)
 
+    counters = dict.fromkeys((name for name in shapes if name.endswith(BATCH_COUNTER)), "int64")
     try:
         if output.suffix == ".pth":
-            write_torch(aside, shapes, read_next)
+            write_torch(aside, shapes, read_next, dtypes=counters)
         else:
-            weights.write_safetensors(aside, shapes, read_next, written_as="pt")
+            weights.write_safetensors(aside, shapes, read_next, dtypes=counters, written_as="pt")
         aside.replace(output)
     except BaseException:
         aside.unlink(missing_ok=True)

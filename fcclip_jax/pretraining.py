@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from fcclip_jax.configuration import CHECKPOINTS, ConfigError, claim, fields, model_config
 from fcclip_jax.data.loader import TrainLoader
 from fcclip_jax.models import weights
+from fcclip_jax.models.clip_resnet import ResNetConfig
 from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.training import metrics, sharding
@@ -54,6 +55,8 @@ def run_contrastive(config: ConfigDict, workdir: str | Path, lifeline: Lifeline 
         raise ConfigError("task contrastive needs captions, which only data.kind emoji has")
     if config.accumulate != 1:
         raise ConfigError("task contrastive needs its batch at once, to tell pictures apart: accumulate must be 1")
+    if isinstance(model_config(config).vision, ResNetConfig):
+        raise ConfigError(f"task contrastive cannot train {config.model.variant}: its BatchNorm is frozen here")
     workdir = open_folder(workdir)
     probe, run = _build(config, workdir, lifeline)
     try:

@@ -26,7 +26,8 @@ def _record(cls):
 class Features:
     """What the frozen image tower gives: the outputs of its four stages, float `[B,H/s,W/s,C_s]`.
 
-    `res5` is also the dense map of the out-vocabulary classifier (ConvNeXt has no further norm).
+    `res5` is also the dense map of the out-vocabulary classifier (no norm follows). The stem's stride is 4 in a
+    ConvNeXt and 2 in a ResNet.
     """
 
     stem: jax.Array

@@ -10,6 +10,8 @@ from tests import formula_weights
 
 jaxtyping.install_import_hook("fcclip_jax", "beartype.beartype")
 
+from fcclip_jax.models.fcclip import VARIANTS  # noqa: E402
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -22,6 +24,15 @@ def private_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FCCLIP_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def published_variants():
+    """A configuration file of the tests may add a variant of its own (training/smallest.py): not to other modules."""
+    before = dict(VARIANTS)
+    yield
+    VARIANTS.clear()
+    VARIANTS.update(before)
 
 
 @pytest.fixture(scope="session")

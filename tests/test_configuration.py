@@ -57,7 +57,7 @@ NONSENSE = [
     ("validation.max_size=100", "validation.max_size must not be below validation.min_size"),
     ("seed=-1", "seed must be at least 0 and at most 2147483646, not -1"),
     ("steps=0", "steps must be at least 1, not 0"),
-    ("data.kind=coca", "data.kind is one of coco, tfds, drawn, not 'coca'"),
+    ("data.kind=coca", "data.kind is one of coco, tfds, drawn, emoji, not 'coca'"),
 ]
 
 

@@ -1,30 +1,34 @@
 """The text tower of CLIP (arXiv 2103.00020): a causal pre-norm transformer, read at the end-of-text token."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fcclip_jax.models.layers import MultiHeadAttention, gelu, layer_norm
+from fcclip_jax.models.layers import MultiHeadAttention, gelu, layer_norm, quick_gelu
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the tower; the vocabulary is CLIP's byte-pair table with its two special tokens."""
+    """Sizes of the tower; the vocabulary is CLIP's byte-pair table with its two special tokens. `activation`: the exact
+    GELU, or that of OpenAI's weights, which the weights' shapes do not show."""
 
     width: int
     heads: int
     layers: int
     context_length: int = 77
     vocab_size: int = 49408
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
 
 class Block(nnx.Module):
-    """LayerNorm and causal self-attention, LayerNorm and a four-fold MLP with exact GELU, both residual."""
+    """LayerNorm and causal self-attention, LayerNorm and a four-fold MLP, both residual."""
 
     def __init__(self, config: TextConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         width = config.width
+        self.activation = {"gelu": gelu, "quick_gelu": quick_gelu}[config.activation]
         self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = MultiHeadAttention(width, config.heads, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -35,7 +39,7 @@ class Block(nnx.Module):
         later = jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), k=1)
         y = self.norm1(x)
         x = x + self.attention(y, y, y, blocked=later)
-        return x + self.fc2(gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
 class ClipText(nnx.Module):

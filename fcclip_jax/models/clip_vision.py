@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.models.layers import PatchConv, gelu, layer_norm
 from fcclip_jax.ops.depthwise_conv import depthwise_conv
 from fcclip_jax.ops.extent import cells_inside, zero_outside
+from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.structures import Features
 
 
@@ -114,6 +115,13 @@ class ClipVision(nnx.Module):
             x = stage(x, None if extent is None else cells_inside(extent, shape, stride))
             maps.append(x)
         return Features(stem, *maps)
+
+    def pool(
+        self, dense: Float[Array, "B h w C"], masks: Float[Array, "B Q h w"], extent: Int[Array, "B 2"] | None = None
+    ) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
+        """The mean of res5 where the mask logit is positive; and whether a mask has such a cell."""
+        within = None if extent is None else cells_inside(extent, dense.shape[1:3], 32)
+        return mask_pooling(dense, masks, within)
 
     def project(self, pooled: Float[Array, "*A C"]) -> Float[Array, "*A E"]:
         """Pooled vectors of res5 to image embeddings, not normalised."""

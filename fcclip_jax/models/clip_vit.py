@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.models.layers import MultiHeadAttention, PatchConv, gelu, layer_norm
 from fcclip_jax.ops.extent import cells_inside, zero_outside
+from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.structures import Features
 
 _STRIDES = (4, 8, 16, 32)
@@ -103,6 +104,13 @@ class ClipViT(nnx.Module):
         # Repeated, not interpolated: no image's cells mix with what lies beyond it.
         times = self.patch // stride
         return x.repeat(times, axis=1).repeat(times, axis=2)
+
+    def pool(
+        self, dense: Float[Array, "B h w C"], masks: Float[Array, "B Q h w"], extent: Int[Array, "B 2"] | None = None
+    ) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
+        """As `ClipVision.pool`."""
+        within = None if extent is None else cells_inside(extent, dense.shape[1:3], 32)
+        return mask_pooling(dense, masks, within)
 
     def project(self, pooled: Float[Array, "*A C"]) -> Float[Array, "*A E"]:
         """Pooled vectors of res5 to image embeddings, not normalised."""

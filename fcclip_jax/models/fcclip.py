@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fcclip_jax.models.clip_resnet import ClipResNet, ResNetConfig
 from fcclip_jax.models.clip_text import ClipText, TextConfig
 from fcclip_jax.models.clip_vision import ClipVision, VisionConfig
 from fcclip_jax.models.clip_vit import ClipViT, ViTConfig
@@ -19,7 +20,6 @@ from fcclip_jax.models.mask_classifier import Classification, class_logits, geom
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from fcclip_jax.models.transformer_decoder import DecoderOutput, TransformerDecoder, TransformerDecoderConfig
 from fcclip_jax.ops.extent import cells_inside
-from fcclip_jax.ops.mask_pooling import mask_pooling
 from fcclip_jax.ops.resize import resize_bilinear
 from fcclip_jax.structures import Features, MaskPredictions, PixelDecoderOutput
 
@@ -31,7 +31,7 @@ class FCCLIPConfig:
 
     name: str
     embed_dim: int
-    vision: VisionConfig | ViTConfig
+    vision: VisionConfig | ResNetConfig | ViTConfig
     text: TextConfig
     pixel_decoder: PixelDecoderConfig = dataclasses.field(default_factory=PixelDecoderConfig)
     transformer_decoder: TransformerDecoderConfig = dataclasses.field(default_factory=TransformerDecoderConfig)
@@ -53,7 +53,7 @@ class FCCLIPConfig:
         values = dict(values)
         try:
             parts = {
-                "vision": ViTConfig if "patch" in values["vision"] else VisionConfig,
+                "vision": _vision_part(values["vision"]),
                 "text": TextConfig,
                 "pixel_decoder": PixelDecoderConfig,
                 "transformer_decoder": TransformerDecoderConfig,
@@ -66,9 +66,22 @@ class FCCLIPConfig:
             raise ValueError(f"this is not an FC-CLIP configuration: {error}") from None
 
 
+def _vision_part(fields: dict[str, Any]) -> type:
+    """The kind of image tower, by the fields that only one of them has."""
+    if "patch" in fields:
+        return ViTConfig
+    return ResNetConfig if "width" in fields else VisionConfig
+
+
 def _convnext(name, widths, depths, head, image_size, embed_dim, text, norm_eps=1e-6) -> FCCLIPConfig:
     vision = VisionConfig(depths, widths, head, image_size, norm_eps)
     return FCCLIPConfig(name, embed_dim, vision, TextConfig(*text))
+
+
+def _resnet(name, depths, width, image_size, embed_dim, text) -> FCCLIPConfig:
+    """With OpenAI's weights, whose text towers have QuickGELU; FC-CLIP trusts these towers on valid masks only."""
+    text = TextConfig(*text, activation="quick_gelu")
+    return FCCLIPConfig(name, embed_dim, ResNetConfig(depths, width, image_size), text, ensemble_on_valid_mask=True)
 
 
 def _emoji(name: str, vision: VisionConfig | ViTConfig) -> FCCLIPConfig:
@@ -93,6 +106,11 @@ VARIANTS: dict[str, FCCLIPConfig] = {
         _convnext("convnext_large_d", _LARGE, _D, "mlp", 256, 768, (768, 12, 16)),
         _convnext("convnext_large_d_320", _LARGE, _D, "mlp", 320, 768, (768, 12, 16)),
         _convnext("convnext_xxlarge", _XXLARGE, _DX, "linear", 256, 1024, (1024, 16, 24), norm_eps=1e-5),
+        _resnet("RN50", (3, 4, 6, 3), 64, 224, 1024, (512, 8, 12)),
+        _resnet("RN101", (3, 4, 23, 3), 64, 224, 512, (512, 8, 12)),
+        _resnet("RN50x4", (4, 6, 10, 6), 80, 288, 640, (640, 10, 12)),
+        _resnet("RN50x16", (6, 8, 18, 8), 96, 384, 768, (768, 12, 12)),
+        _resnet("RN50x64", (3, 15, 36, 10), 128, 448, 1024, (1024, 16, 12)),
         # Small enough for tests and for a first look; not a published model.
         FCCLIPConfig(
             name="convnext_tiny_test",
@@ -128,11 +146,14 @@ class Forward:
     predictions: MaskPredictions
 
 
+_TOWERS = {VisionConfig: ClipVision, ResNetConfig: ClipResNet, ViTConfig: ClipViT}
+
+
 class Clip(nnx.Module):
     """The two frozen towers and CLIP's own logit scale. A training step works without the text tower."""
 
     def __init__(self, config: FCCLIPConfig, *, with_text: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
-        tower = ClipViT if isinstance(config.vision, ViTConfig) else ClipVision
+        tower = _TOWERS[type(config.vision)]
         self.visual = tower(config.vision, config.embed_dim, dtype=dtype, rngs=rngs)
         self.text = ClipText(config.text, config.embed_dim, dtype=dtype, rngs=rngs) if with_text else None
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
@@ -174,8 +195,7 @@ class FCCLIP(nnx.Module):
         decoder = self.transformer_decoder(pixels, extent)
         masks = decoder.masks[-1]
         dense = features.res5
-        within = None if extent is None else cells_inside(extent, dense.shape[1:3], 32)
-        pooled, valid = mask_pooling(dense, resize_bilinear(masks, *dense.shape[1:3]), within)
+        pooled, valid = self.clip.visual.pool(dense, resize_bilinear(masks, *dense.shape[1:3]), extent)
         predictions = MaskPredictions(
             masks=masks,
             class_embed=decoder.class_embeds[-1],
@@ -200,7 +220,7 @@ class FCCLIP(nnx.Module):
         union = given.sum((2, 3))[:, :, None] + found.sum((2, 3))[:, None] - shared
         nearest = jnp.argmax(shared / jnp.maximum(union, 1.0), axis=2)
         signs = jnp.where(dense_masks, 1.0, -1.0)
-        pooled, valid = mask_pooling(out.features.res5, signs)
+        pooled, valid = self.clip.visual.pool(out.features.res5, signs, extent)
         return MaskPredictions(
             masks=jnp.where(masks, 1.0, -1.0),
             class_embed=jnp.take_along_axis(out.predictions.class_embed, nearest[:, :, None], axis=1),

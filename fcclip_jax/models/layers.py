@@ -33,6 +33,11 @@ def gelu(x: Float[Array, "*A C"]) -> Float[Array, "*A C"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(math.sqrt(0.5))))).astype(x.dtype)
 
 
+def quick_gelu(x: Float[Array, "*A C"]) -> Float[Array, "*A C"]:
+    """`x * sigmoid(1.702 x)`, the GELU of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 class PatchConv(nnx.Module):
     """A convolution whose stride is its kernel size: every patch is flattened and multiplied once."""
 

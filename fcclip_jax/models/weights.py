@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 TOWERS = "clip."
 TEXT_TOWER = "clip.text."
 
-_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
 
 # How much of a file is mapped at a time while it is read.
 _MAPPED_BYTES = 128 << 20
@@ -213,27 +213,29 @@ def write_safetensors(
     read: Callable[[str], np.ndarray],
     *,
     dtype: np.dtype | type = np.float32,
+    dtypes: Mapping[str, str] | None = None,
     written_as: str = FORMAT,
 ) -> None:
     """Streams arrays into a safetensors file. (The library's own writer needs all of them in memory.)
 
+    `dtype` is that of all arrays but those in `dtypes`, float32, float16 or int64.
     `written_as` is the file's own word for its format; readers of PyTorch models look for "pt" there.
 
     The header is eight bytes of length and a JSON table of name -> dtype, shape and byte range; data follows.
     """
-    dtype = np.dtype(dtype)
+    types = {name: np.dtype((dtypes or {}).get(name, dtype)) for name in shapes}
     header: dict[str, Any] = {"__metadata__": {"format": written_as}}
     offset = 0
     for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        size = int(np.prod(shape, dtype=np.int64)) * types[name].itemsize
+        header[name] = {"dtype": _DTYPES[types[name]], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     table = json.dumps(header, separators=(",", ":")).encode()
     table += b" " * (-len(table) % 8)
     with Path(path).open("wb") as file:
         file.write(struct.pack("<Q", len(table)) + table)
         for name, shape in shapes.items():
-            array = np.asarray(read(name), dtype, order="C")
+            array = np.asarray(read(name), types[name], order="C")
             if array.shape != tuple(shape):
                 raise WeightsError(f"{name} has shape {array.shape}, expected {tuple(shape)}")
             file.write(array.data if array.ndim else array.tobytes())

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
@@ -25,6 +25,15 @@ def interpolation_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "size
     np.add.at(matrix, (rows, low), 1.0 - fraction)
     np.add.at(matrix, (rows, high), fraction)
     return matrix.astype(np.float32)
+
+
+def interpolation_matrices(size_in: int, sizes: Int[Array, "B"], rows: int) -> Float[Array, "B rows size_in"]:
+    """The matrices of `interpolation_matrix` to several sizes that are known only at run time, each in the first of
+    `rows` rows. What stands behind them does not matter."""
+    source = (jnp.arange(rows) + 0.5) * (size_in / sizes[:, None]) - 0.5
+    source = jnp.clip(source, 0, size_in - 1)
+    # Bilinear weights are a hat around the place that is looked up.
+    return jnp.maximum(1 - jnp.abs(source[..., None] - jnp.arange(size_in)), 0)
 
 
 def _resize_axis(x: Array, axis: int, size_out: int) -> Array:

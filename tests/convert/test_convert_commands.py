@@ -237,7 +237,7 @@ def test_the_other_command_is_named(released, state_dict, tmp_path, capsys):
 def test_models_that_are_not_known(state_dict, tmp_path, capsys):
     renamed = {n.replace("visual.trunk.stages.", "visual.layer1."): a for n, a in state_dict.items()}
     for changed, told in [
-        (renamed, "ResNet"),
+        (renamed, "projection of kind attention"),
         ({n: a for n, a in state_dict.items() if "visual" not in n}, "no checkpoint of FC-CLIP"),
         ({n: a for n, a in state_dict.items() if "stages.2.blocks.1." not in n}, "depths (2, 2, 1, 2)"),
     ]:

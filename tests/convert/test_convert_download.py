@@ -134,8 +134,8 @@ def test_a_used_output_is_refused_before_anything_is_downloaded(repository, tmp_
 
 def test_the_table_is_of_our_variants_and_the_hub_has_these_functions():
     assert download.REPOSITORIES.keys() == VARIANTS.keys() - {NAME}
-    assert all(
-        repo.startswith("laion/CLIP-convnext") for tags in download.REPOSITORIES.values() for repo in tags.values()
-    )
+    for name, tags in download.REPOSITORIES.items():
+        of_laion = all(repo.startswith("laion/CLIP-convnext") for repo in tags.values())
+        assert of_laion or tags == {"openai": f"timm/{name.lower().replace('rn', 'resnet')}_clip.openai"}
     for name in ("hf_hub_url", "get_hf_file_metadata", "hf_hub_download"):
         assert callable(getattr(huggingface_hub, name))

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
-from fcclip_jax.evaluation.paper import published
+from fcclip_jax.evaluation.paper import BACKBONES, published
 from fcclip_jax.evaluation.report import Report, comparison, markdown, notes, write_report
+from fcclip_jax.models.fcclip import VARIANTS
 
 LARGE = "convnext_large_d_320"
 
@@ -40,6 +41,13 @@ def report(**changes) -> Report:
 )
 def test_published_figures(backbone, benchmark, classifier, expected):
     assert published(backbone, benchmark, classifier) == expected
+
+
+def test_the_rows_go_by_the_names_of_our_models():
+    """A checkpoint's configuration has the variant's name, which finds its row."""
+    resnets = {name for name in VARIANTS if name.startswith("RN")}
+    assert len(resnets) == 5 and BACKBONES.keys() == {LARGE} | resnets
+    assert all(published(name, "ade20k_150") for name in BACKBONES)
 
 
 def test_the_rows_stand_side_by_side():

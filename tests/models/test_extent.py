@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fcclip_jax.models.clip_resnet import ClipResNet
 from fcclip_jax.models.fcclip import FCCLIP, VARIANTS
 from tests.models.modules import filled
+from tests.models.tiny_resnet import TINY_RESNET
 
 CONFIG = VARIANTS["convnext_tiny_test"]
 BUCKET = (96, 160)
@@ -79,3 +81,34 @@ def test_neither_the_filling_nor_the_place_in_the_batch_matters(run, images, alo
     together = run(*batched([images[i] for i in order], filling=50.0))
     for index, i in enumerate(order):
         check(together, index, SIZES[i], alone[i])
+
+
+def test_the_other_image_tower(images):
+    """A ResNet and its attention in masks, where the whole image counts too; what follows a tower is the same."""
+    config, queries = TINY_RESNET, 4
+    graphdef, state = nnx.split(filled(lambda rngs: ClipResNet(config.vision, config.embed_dim, rngs=rngs), scale=0.2))
+
+    @jax.jit
+    def run(state, images, masks, extent=None):
+        tower = nnx.merge(graphdef, state)
+        features = tower(images, extent)
+        pooled, valid = tower.pool(features.res5, masks, extent)
+        return vars(features) | {"pooled": pooled, "valid": valid}
+
+    rng = np.random.default_rng(2)
+    masks = rng.standard_normal((len(SIZES), queries, BUCKET[0] // 32, BUCKET[1] // 32)).astype(np.float32)
+    # Of every image one mask lies outside alone, unless it fills the bucket.
+    masks[:, 0] = -1
+    masks[1:, 0, -1, -1] = 1
+    batch, extent = batched(images, filling=50.0)
+    together = run(state, batch, masks, extent)
+    # float32 keeps seven digits; sums over up to 256 terms run in another order in a batch.
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4)
+    for index, size in enumerate(SIZES):
+        inside = masks[index : index + 1, :, : size[0] // 32, : size[1] // 32]
+        alone = run(state, images[index][None], inside)
+        for name, stride in (("stem", 2), ("res2", 4), ("res3", 8), ("res4", 16), ("res5", 32)):
+            close(own(together[name], index, size, stride), alone[name])
+        close(together["pooled"][index], alone["pooled"][0])
+        np.testing.assert_array_equal(together["valid"][index], alone["valid"][0])
+    assert not together["valid"][:, 0].any() and together["valid"].any()

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcclip_jax.models import weights
+from fcclip_jax.models.clip_resnet import ResNetConfig
 from fcclip_jax.models.clip_text import TextConfig
 from fcclip_jax.models.clip_vision import ClipVision, VisionConfig
 from fcclip_jax.models.fcclip import VARIANTS, FCCLIPConfig
@@ -30,13 +31,19 @@ SIZES = {
     "convnext_large_d": (981, 372_494_210),
     "convnext_large_d_320": (981, 372_494_210),
     "convnext_xxlarge": (1143, 1_222_101_314),
+    "RN50": (856, 123_093_794),
+    "RN101": (1111, 140_694_818),
+    "RN50x4": (1006, 199_590_458),
+    "RN50x16": (1216, 312_632_018),
+    "RN50x64": (1576, 645_685_378),
     "convnext_tiny_test": (259, 2_240_434),
 }
 LOSS_WEIGHTS = 134
 
 
 # The others differ from one of these in the size of CLIP's training images alone.
-SHAPES_APART = ("convnext_base_w_320", "convnext_large_d_320", "convnext_xxlarge", "convnext_tiny_test")
+RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+SHAPES_APART = ("convnext_base_w_320", "convnext_large_d_320", "convnext_xxlarge", "convnext_tiny_test", *RESNETS)
 
 
 @functools.cache
@@ -64,18 +71,20 @@ def test_parameters(name):
     assert (len(shapes), numbers_in(shapes)) == SIZES[name]
 
 
-@pytest.mark.parametrize("name", ["convnext_base_w_320", "convnext_large_d_320"])
+@pytest.mark.parametrize("name", ["convnext_base_w_320", "convnext_large_d_320", "RN50"])
 def test_parameters_of_the_released_checkpoints(name, golden):
     manifest = read_manifest(golden / "manifests" / f"fcclip_{name}.json.gz")
-    released = {key: shape for key, (shape, _) in manifest.items()}
+    # Apart from what counts the batches of a BatchNorm.
+    released = {key: shape for key, (shape, dtype) in manifest.items() if dtype == "float32"}
     assert numbers_in(released) - LOSS_WEIGHTS == SIZES[name][1]
 
 
-@pytest.mark.parametrize("name", ["convnext_base_w_320", "convnext_large_d", "convnext_xxlarge"])
+@pytest.mark.parametrize("name", ["convnext_base_w_320", "convnext_large_d", "convnext_xxlarge", "RN50"])
 def test_parameters_of_open_clip(name, golden):
     manifest = read_manifest(golden / "manifests" / f"openclip_{name}.json.gz")
     towers = {key: shape for key, shape in parameter_shapes(name).items() if key.startswith("clip.")}
-    assert numbers_in({key: shape for key, (shape, _) in manifest.items()}) == numbers_in(towers)
+    theirs = {key: shape for key, (shape, dtype) in manifest.items() if dtype == "float32"}
+    assert numbers_in(theirs) == numbers_in(towers)
 
 
 def plain(record):
@@ -97,7 +106,14 @@ def shapes_of(config, size, *, words=(5, 3), dtype=jnp.float32):
     return jax.eval_shape(run, state, *map(jax.ShapeDtypeStruct, inputs, types))
 
 
-@pytest.mark.parametrize("name", SHAPES_APART)
+# The other ResNets are of the same parts, and each takes seconds to trace.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("RN101", "RN50x4", "RN50x16") else name
+        for name in SHAPES_APART
+    ],
+)
 def test_shapes_of_a_forward_pass(name):
     config = VARIANTS[name]
     queries, width, embed = config.transformer_decoder.queries, config.pixel_decoder.width, config.embed_dim
@@ -148,15 +164,18 @@ configs = st.builds(
     FCCLIPConfig,
     name=st.text(max_size=30),
     embed_dim=whole,
-    vision=st.builds(
-        VisionConfig,
-        st.tuples(*[whole] * 4),
-        st.tuples(*[whole] * 4),
-        st.sampled_from(["mlp", "linear"]),
-        whole,
-        st.floats(1e-12, 1),
+    vision=st.one_of(
+        st.builds(
+            VisionConfig,
+            st.tuples(*[whole] * 4),
+            st.tuples(*[whole] * 4),
+            st.sampled_from(["mlp", "linear"]),
+            whole,
+            st.floats(1e-12, 1),
+        ),
+        st.builds(ResNetConfig, st.tuples(*[whole] * 4), whole, whole),
     ),
-    text=st.builds(TextConfig, whole, whole, whole, whole, whole),
+    text=st.builds(TextConfig, whole, whole, whole, whole, whole, st.sampled_from(["gelu", "quick_gelu"])),
     pixel_decoder=st.builds(PixelDecoderConfig, whole, whole, whole, whole, whole),
     transformer_decoder=st.builds(TransformerDecoderConfig, whole, whole, whole, whole, whole),
     alpha=share,
@@ -177,6 +196,12 @@ def test_a_variant_survives_json(name):
     assert FCCLIPConfig.from_dict(json.loads(json.dumps(VARIANTS[name].to_dict()))) == VARIANTS[name]
 
 
+def test_a_configuration_of_before_there_were_resnets():
+    values = VARIANTS["convnext_tiny_test"].to_dict()
+    assert values["text"].pop("activation") == "gelu"
+    assert FCCLIPConfig.from_dict(values) == VARIANTS["convnext_tiny_test"]
+
+
 def _without_depths(values):
     del values["vision"]["depths"]
 
@@ -188,6 +213,8 @@ def _without_depths(values):
         lambda values: values.pop("name"),
         lambda values: values.pop("text"),
         lambda values: values.update(gamma=1),
+        lambda values: values["vision"].update(patch=16),
+        lambda values: values["vision"].update(width=16),
         lambda values: values["text"].update(tokens=3),
         lambda values: values.update(pixel_decoder=None),
         lambda values: values.update(transformer_decoder=[1, 2]),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcclip_jax.ops.resize import interpolation_matrix, resize_bilinear
+from fcclip_jax.ops.resize import interpolation_matrices, interpolation_matrix, resize_bilinear
 
 
 def slow_resize(x: np.ndarray, size: int) -> np.ndarray:
@@ -71,3 +71,14 @@ def test_gradient_is_the_transpose():
 def test_no_size_zero():
     with pytest.raises(ValueError, match="at least 1"):
         interpolation_matrix(0, 4)
+
+
+@pytest.mark.parametrize("size_in", [1, 3, 7])
+def test_sizes_known_at_run_time(size_in):
+    sizes = np.array([1, 2, 3, 5, 7, 12], np.int32)
+    found = jax.jit(interpolation_matrices, static_argnums=(0, 2))(size_in, sizes, 12)
+    assert found.shape == (6, 12, size_in)
+    for matrix, size in zip(found, sizes, strict=True):
+        # Places of up to 6 are rounded to 5e-7.
+        np.testing.assert_allclose(matrix[:size], interpolation_matrix(size_in, int(size)), atol=1e-6)
+    assert np.isfinite(found).all()

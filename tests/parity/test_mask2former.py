@@ -11,12 +11,12 @@ import mask2former_names as names  # noqa: E402
 import torch  # noqa: E402
 import torch_fcclip as peer  # noqa: E402
 from flax import nnx  # noqa: E402
-from formula_weights import fill  # noqa: E402
 from ours import load, reader, run  # noqa: E402
 
 from fcclip_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig  # noqa: E402
 from fcclip_jax.models.transformer_decoder import TransformerDecoder, TransformerDecoderConfig  # noqa: E402
 from fcclip_jax.structures import Features, PixelDecoderOutput  # noqa: E402
+from tests.formula_weights import fill  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

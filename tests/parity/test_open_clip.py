@@ -9,13 +9,13 @@ need("open_clip", "timm")
 import open_clip  # noqa: E402
 import torch  # noqa: E402
 from flax import nnx  # noqa: E402
-from formula_weights import fill  # noqa: E402
 from ours import load, reader, run, towers_state  # noqa: E402
 
 from fcclip_jax.models.clip_text import TextConfig  # noqa: E402
 from fcclip_jax.models.clip_vision import VisionConfig  # noqa: E402
 from fcclip_jax.models.fcclip import VARIANTS, Clip, FCCLIPConfig  # noqa: E402
 from fcclip_jax.vocabulary import tokenize  # noqa: E402
+from tests.formula_weights import fill  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -10,7 +10,8 @@ need("open_clip", "timm", "transformers")
 
 import torch  # noqa: E402
 import torch_fcclip as peer  # noqa: E402
-from formula_weights import fill  # noqa: E402
+
+from tests.formula_weights import fill  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

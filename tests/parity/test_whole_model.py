@@ -10,7 +10,6 @@ need("open_clip", "timm", "transformers")
 import torch  # noqa: E402
 import torch_fcclip as peer  # noqa: E402
 from flax import nnx  # noqa: E402
-from formula_weights import fill  # noqa: E402
 from ours import load, run  # noqa: E402
 
 from fcclip_jax.models.clip_text import TextConfig  # noqa: E402
@@ -18,6 +17,7 @@ from fcclip_jax.models.clip_vision import VisionConfig  # noqa: E402
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig  # noqa: E402
 from fcclip_jax.models.pixel_decoder import PixelDecoderConfig  # noqa: E402
 from fcclip_jax.models.transformer_decoder import TransformerDecoderConfig  # noqa: E402
+from tests.formula_weights import fill  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

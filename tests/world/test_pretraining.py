@@ -41,3 +41,5 @@ def test_other_data_and_parts_of_a_batch_are_refused(tmp_path):
         run_contrastive(config(("data.kind", "drawn")), tmp_path)
     with pytest.raises(ConfigError, match="accumulate must be 1"):
         run_contrastive(config(("accumulate", "2")), tmp_path)
+    with pytest.raises(ConfigError, match="cannot train RN50: its BatchNorm is frozen"):
+        run_contrastive(config(("model.variant", "RN50")), tmp_path)
