@@ -153,8 +153,11 @@ def test_what_does_not_fit_is_refused_before_the_first_image(root, path, spoil, 
 
 
 def test_a_category_that_nothing_has_does_not_matter(root):
+    _, before = open_benchmark("coco_panoptic", root)[0].panoptic()
     edit(root / JSON, one_more_category)
-    read_all(open_benchmark("coco_panoptic", root)[0])
+    record = open_benchmark("coco_panoptic", root)[0]
+    read_all(record)
+    assert record.panoptic()[1] == before != []
 
 
 def test_what_is_not_asked_for_need_not_be_there(root):

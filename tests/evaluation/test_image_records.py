@@ -60,6 +60,7 @@ def test_a_sparse_array_takes_little_room():
 def test_records_come_back_in_their_order_and_singly(tmp_path):
     write(tmp_path / "a", [record(k) for k in range(5)])
     found = list(read_records(tmp_path / "a"))
+    assert len(found) == 5
     for k, (place, r) in enumerate(found):
         same(r, record(k))
         same(read_record(tmp_path / "a", place), record(k))
