@@ -88,6 +88,7 @@ def base_config() -> ConfigDict:
         "warmup_steps",
         "warmup_factor",
         "gamma",
+        "tower_factor",
     ):
         config.optimizer[key] = getattr(optimizer, key)
     config.optimizer.milestones = tuple(optimizer.milestones)
@@ -263,6 +264,7 @@ _RANGES: dict[str, str] = {
     "optimizer.warmup_factor": "[0, 1]",
     "optimizer.gamma": "(0, inf)",
     "optimizer.average_decay": "[0, 1)",
+    "optimizer.tower_factor": "[0, inf)",
     "loss.points": "[4, inf)",
     "loss.oversample": "[1, inf)",
     "loss.important": "[0, 1]",

@@ -103,12 +103,14 @@ def build(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
-    options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
-    start = _start_from(config, model, options)
+    options = _model_options(config)
+    start = _start_from(config, model)
     towers = _towers(config, model)
     fingerprint = claim(workdir, config, _contents(config, towers, start))
     source, vocabulary = _source(config, workdir)
     graphdef, _, frozen_shapes = train_state.abstract_model(model, options)
+    if options.fine_tune:
+        start = _with_image_tower(model, towers, start)
     frozen = weights.state_from_parameters(frozen_shapes, towers)
     optimizer_config = fields(OptimizerConfig, config.optimizer)
     optimizer = make_optimizer(optimizer_config)
@@ -123,7 +125,7 @@ def build(
     )
     first = jax.process_index() == 0
     if first:
-        table = parameter_table(_by_name(state.params) | towers, mesh.shape["fsdp"])
+        table = parameter_table(towers | _by_name(state.params), mesh.shape["fsdp"], fine_tune=options.fine_tune)
         (workdir / "parameters.txt").write_text(table, encoding="utf-8")
     watch = _watch(config, workdir, model, towers, vocabulary, mesh, source)
     data = _loader(config, source)
@@ -164,7 +166,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> tuple[Callable, tuple[Any, 
     """
     sharding.check_batch_size(config.batch_size, mesh, config.accumulate)
     model = model_config(config)
-    options = train_state.ModelOptions(jnp.dtype(config.model.dtype), config.model.remat)
+    options = _model_options(config)
     graphdef, params, frozen = train_state.abstract_model(model, options)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.model.frozen_dtype)), frozen)
     optimizer = make_optimizer(fields(OptimizerConfig, config.optimizer))
@@ -227,6 +229,12 @@ def _watch(
         source = CocoPanopticSource(*paths, vocabulary, skip_bad=config.data.skip_bad)
     sizes = {key: validation[key] for key in ("min_size", "max_size", "max_images")}
     return RunEvaluation(model, towers, vocabulary, mesh, source, **sizes)
+
+
+def _model_options(config: ConfigDict) -> train_state.ModelOptions:
+    return train_state.ModelOptions(
+        jnp.dtype(config.model.dtype), config.model.remat, fine_tune=config.optimizer.tower_factor > 0
+    )
 
 
 def _by_name(state: nnx.State) -> dict[str, Any]:
@@ -309,11 +317,18 @@ def _contents(config: ConfigDict, towers: dict[str, np.ndarray], start: nnx.Stat
     return {key: weights.sha256(sorted(held), held.__getitem__) for key, held in found.items()}
 
 
-def _start_from(config: ConfigDict, model: FCCLIPConfig, options: train_state.ModelOptions) -> nnx.State | None:
+def _with_image_tower(model: FCCLIPConfig, towers: dict[str, np.ndarray], start: nnx.State | None) -> nnx.State:
+    """What a fine-tuning starts from: the tower as it is given, and `start` where there is one."""
+    _, trained, _ = train_state.abstract_model(model, train_state.ModelOptions(fine_tune=True))
+    known = weights.state_from_parameters(nnx.State({"clip": trained["clip"]}), towers)
+    return known if start is None else nnx.merge_state(known, start)
+
+
+def _start_from(config: ConfigDict, model: FCCLIPConfig) -> nnx.State | None:
     folder = config.model.start_from
     if not folder:
         return None
-    _, shapes, _ = train_state.abstract_model(model, options)
+    _, shapes, _ = train_state.abstract_model(model, train_state.ModelOptions())
     parameters = weights.load_parameters(folder)
     wanted = {name: tuple(leaf.shape) for name, leaf in _by_name(shapes).items()}
     found = {name: array.shape for name, array in parameters.items() if not name.startswith(weights.TOWERS)}
@@ -352,7 +367,7 @@ def export(
     config: ConfigDict,
 ) -> None:
     """Writes `workdir/model`, and from it `workdir/fcclip.safetensors`."""
-    parameters = weights.parameters_of(params) | towers
+    parameters = towers | weights.parameters_of(params)  # a tower that was trained along comes after the one given
     shapes = weights.parameter_shapes(model)
     read: Callable[[str], np.ndarray] = parameters.__getitem__
     card = weights.ModelCard(

@@ -104,7 +104,7 @@ class RunEvaluation:
 
     def _segmenter(self, state: TrainState) -> Segmenter:
         params = sharding.gather(self._mesh, state.params if state.average is None else state.average)
-        parameters = weights.parameters_of(params) | dict(self._towers)
+        parameters = dict(self._towers) | weights.parameters_of(params)
         shapes = {name: value.shape for name, value in parameters.items()}
         card = weights.ModelCard(
             self._model,

@@ -20,19 +20,20 @@ class _Row:
     split: str
 
 
-def parameter_table(parameters: Mapping[str, Any], fsdp: int) -> str:
+def parameter_table(parameters: Mapping[str, Any], fsdp: int, *, fine_tune: bool = False) -> str:
     """Name, shape, size, optimizer group and split of every parameter, and the totals of each group.
 
     Args:
         parameters: arrays or shapes by dotted name.
         fsdp: parts that the mesh splits parameters into.
+        fine_tune: the image tower is trained.
     """
     rows = [
         _Row(
             name,
             tuple(array.shape),
             math.prod(array.shape),
-            group_of(name),
+            group_of(name, fine_tune=fine_tune),
             "whole" if not any(partition_spec(name, tuple(array.shape), fsdp)) else f"1/{fsdp}",
         )
         for name, array in parameters.items()

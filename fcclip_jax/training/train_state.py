@@ -31,17 +31,19 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How the model computes: `dtype` of towers and transformer decoder; `remat` recomputes decoder layers."""
+    """How the model computes: `dtype` of towers and transformer decoder; `remat` recomputes decoder layers. With
+    `fine_tune` the image tower is trainable too."""
 
     dtype: Any = jnp.float32
     remat: bool = False
+    fine_tune: bool = False
 
 
 def abstract_model(config: FCCLIPConfig, options: ModelOptions) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trainable shapes, frozen shapes) of the model without its text tower."""
     model = nnx.eval_shape(lambda: _build(config, options, OneKey(0)))
     graphdef, state = nnx.split(model)
-    return graphdef, *split_frozen(state)
+    return graphdef, *split_frozen(state, fine_tune=options.fine_tune)
 
 
 def _build(config: FCCLIPConfig, options: ModelOptions, rngs: nnx.Rngs) -> FCCLIP:
@@ -61,12 +63,13 @@ def init_state(
     """A fresh state, each array created where it belongs.
 
     Args:
-        params: start from these trainable parameters instead of random ones.
+        params: start from these trainable parameters instead of random ones; what is not among them stays random.
     """
 
-    def make(key, params) -> TrainState:
-        if params is None:
-            params, _ = split_frozen(nnx.state(_build(config, options, nnx.Rngs(key))))
+    def make(key, given) -> TrainState:
+        params, _ = split_frozen(nnx.state(_build(config, options, nnx.Rngs(key))), fine_tune=options.fine_tune)
+        if given is not None:
+            params = nnx.merge_state(params, given)
         return TrainState(
             step=jnp.int32(0),
             params=params,
