@@ -11,8 +11,9 @@ BIN := .venv/bin
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
 	touch $@
 
+# make demo WORDS="fox; hot dog; sand"
 demo: .venv/ready
-	$(BIN)/fcclip demo --output demo_output
+	$(BIN)/fcclip demo --output demo_output $(if $(WORDS),--vocabulary "$(WORDS)")
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -102,15 +102,20 @@ def _add_segment(commands) -> None:
     words.add_argument("--labels", metavar="FILE", help="a label file, lines of `id:name,synonym,...`")
     words.add_argument("--dataset", help="a built-in list, such as coco_panoptic or ade20k_150")
     segment.add_argument("--stuff", help='those of the words that are stuff, not countable: "sky, road"')
-    segment.add_argument("--checkpoint", metavar="DIR", help="a converted model; see `python -m convert.fcclip --help`")
+    segment.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="a converted model, see `python -m convert.fcclip --help` (default: the small one that comes with the "
+        "package, for pictures like the demo's)",
+    )
     segment.add_argument("--output", metavar="DIR", default="fcclip_output", help="default: %(default)s")
     segment.add_argument("--task", default="panoptic,semantic,instance", help="some of these; default: %(default)s")
     segment.add_argument(
-        "--min_size", type=_positive, default=800, help="pixels of the shorter edge in the network (%(default)s)"
+        "--min_size",
+        type=_positive,
+        help="pixels of the shorter edge in the network (800; 256 for the model of the package)",
     )
-    segment.add_argument(
-        "--max_size", type=_positive, default=1333, help="and of the longer edge at most, which wins (%(default)s)"
-    )
+    segment.add_argument("--max_size", type=_positive, help="and of the longer edge at most, which wins (1333; 512)")
     segment.add_argument(
         "--overlap_threshold",
         type=_share,
@@ -132,11 +137,15 @@ _SEGMENT = (
 
 
 def _add_demo(commands) -> None:
-    demo = commands.add_parser("demo", help="segment a photo that comes with the package")
+    demo = commands.add_parser(
+        "demo",
+        help="segment the scenes that come with the package",
+        description="Scenes of emoji, with things that no mask was ever trained on, and one in a style that nothing "
+        "was trained on; what is found is held against the truth.",
+    )
+    demo.add_argument("--vocabulary", help='words to look for: "fox; hot dog; sand" (default: all names of that world)')
     demo.add_argument("--output", metavar="DIR", default="demo_output", help="default: %(default)s")
-    demo.add_argument("--checkpoint", metavar="DIR", help="a model of the small world: scenes of emoji instead")
-    demo.add_argument("--vocabulary", help="words to look for")
-    demo.add_argument("--stuff", default="wooden table")
+    demo.add_argument("--checkpoint", metavar="DIR", help="another model of the small world than the package's")
     demo.set_defaults(run=_run_demo)
 
 
@@ -158,27 +167,9 @@ def _run_segment(options: argparse.Namespace) -> int:
 
 
 def _run_demo(options: argparse.Namespace) -> int:
-    from importlib import resources
+    from fcclip_jax import emoji_demo
 
-    from fcclip_jax import emoji_demo, segment_files
-
-    if options.checkpoint is not None:
-        return emoji_demo.run(options.checkpoint, options.output, options.vocabulary)
-    words = options.vocabulary or "cup; saucer, plate; spoon; coffee; wooden table, table"
-    with resources.as_file(resources.files("fcclip_jax") / "assets" / "coffee.jpg") as photo:
-        # The untrained network calls most of every mask contested, so the demo keeps contested segments.
-        code = segment_files.run(
-            [photo],
-            vocabulary=segment_files.read_vocabulary(words, None, None, options.stuff),
-            output=options.output,
-            min_size=320,
-            overlap_threshold=0.0,
-        )
-    if code:
-        return code
-    print(f"\nLook at {options.output}/coffee.overlay.png. Next, with real weights (README, section Weights):")
-    print('  fcclip segment photo.jpg --checkpoint DIR --vocabulary "cat; sofa, couch; window" --stuff window')
-    return 0
+    return emoji_demo.run(options.output, words=options.vocabulary, checkpoint=options.checkpoint)
 
 
 def _positive(text: str) -> int:

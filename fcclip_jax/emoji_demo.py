@@ -1,4 +1,4 @@
-"""`fcclip demo --checkpoint DIR`: the shipped scenes of the small world, segmented and held against the truth."""
+"""`fcclip demo`: the shipped scenes of the small world, segmented by the shipped model and held against the truth."""
 
 import os
 from importlib import resources
@@ -7,47 +7,62 @@ from pathlib import Path
 import numpy as np
 
 from fcclip_jax import segment_files
+from fcclip_jax.data.records import PanopticRecord
 from fcclip_jax.data.sources import CocoPanopticSource
+from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
+from fcclip_jax.models.shipped import SIZES
 from fcclip_jax.segmenter import Result, Segmenter
 from fcclip_jax.training.validation import new_counts
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from fcclip_jax.world.names import vocabulary as all_names
 
-EDGE = 256
 SCENES = ("scene0", "scene1", "scene2", "held_out_style")
+NEXT = "hot dog; unicorn; gift; bell; sand; lava"
 
 
-def run(checkpoint: str | os.PathLike, output: str | os.PathLike, words: str | None = None) -> int:
+def run(output: str | os.PathLike, *, words: str | None = None, checkpoint: str | os.PathLike | None = None) -> int:
     """Segments the scenes, writes the pictures, prints what is found and panoptic quality; returns the exit code.
 
     Args:
-        checkpoint: a model folder of the small world.
         words: as typed, `fox; hot dog`; without them all names of the small world. What the truth holds under none of
             them counts as unlabelled.
+        checkpoint: a model folder of the small world; without it, the one that comes with the package.
 
     Raises:
         ValueError, OSError: the checkpoint or the words cannot be used, or the output not be written.
     """
-    segmenter = Segmenter.from_checkpoint(checkpoint, min_size=EDGE, max_size=EDGE)
     vocabulary = all_names() if words is None else as_stuff(Vocabulary.parse(words))
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    segmenter = Segmenter.shipped() if checkpoint is None else Segmenter.from_checkpoint(checkpoint, **SIZES)
+    folder = segment_files.writable_folder(output)
     counts = new_counts(vocabulary)
+    for stem, record in zip(SCENES, records(), strict=True):
+        image, panoptic = record.decode()
+        result = segmenter(np.asarray(image), vocabulary, tasks=("panoptic",))
+        segment_files.write_result(folder, stem, result, image_name=record.image_name)
+        print(segment_files.table(stem, result))
+        colours = np.asarray(panoptic).astype(np.int32)
+        _count(counts, result, colours[..., 0] + 256 * colours[..., 1], record.segment_ids, record.classes)
+    _say(counts, folder, "" if checkpoint is None else f" --checkpoint {checkpoint}")
+    return 0
+
+
+def records() -> list[PanopticRecord]:
+    """The scenes in the order of SCENES, with the classes of all names."""
     with resources.as_file(resources.files("fcclip_jax") / "assets" / "emoji") as scenes:
         source = CocoPanopticSource(scenes / "images", scenes / "panoptic", scenes / "panoptic.json", all_names())
-        for stem, record in zip(SCENES, (source[n] for n in range(len(source))), strict=True):
-            image, panoptic = record.decode()
-            result = segmenter(np.asarray(image), vocabulary, tasks=("panoptic",))
-            segment_files.write_result(folder, stem, result, image_name=record.image_name)
-            print(segment_files.table(stem, result))
-            colours = np.asarray(panoptic).astype(np.int32)
-            _count(counts, result, colours[..., 0] + 256 * colours[..., 1], record.segment_ids, record.classes)
+        return [source[n] for n in range(len(source))]
+
+
+def _say(counts: PanopticQuality, folder: Path, checkpoint: str) -> None:
     figures = counts.compute()
-    if figures["PQ"] is not None:
+    if figures["PQ"] is None:
+        print("\nNone of these words is the name of anything in the four scenes, so there is nothing to score.")
+    else:
         print(f"\npanoptic quality against the truth, of the words that occur: {figures['PQ']:.1f}")
-    print(f"Look at {folder}/{SCENES[0]}.overlay.png. Next, with your own words:")
-    print(f'  fcclip demo --checkpoint {checkpoint} --output {folder} --vocabulary "pineapple; lion; ship; grass"')
-    return 0
+    print(f"Look at {folder}/{SCENES[0]}.overlay.png and the others. Next, with your own words:")
+    print(f'  fcclip demo{checkpoint} --output {folder} --vocabulary "{NEXT}"')
+    print("and with weights for photographs (README, Weights):")
+    print('  fcclip segment photo.jpg --checkpoint DIR --vocabulary "cat, kitten; sofa, couch; window" --stuff window')
 
 
 def as_stuff(words: Vocabulary) -> Vocabulary:

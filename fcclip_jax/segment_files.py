@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from fcclip_jax import visualization
 from fcclip_jax.data.image_files import ImageError, find_images, output_stems, read_image
+from fcclip_jax.models.shipped import ABOUT
 from fcclip_jax.results.results import TASKS
 from fcclip_jax.segmenter import Result, Segmenter
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 PICTURES = (".overlay.png", ".panoptic.png", ".semantic.png")
-UNTRAINED = "These weights are untrained (random): everything runs, nothing is recognised. Give --checkpoint DIR."
 
 
 def read_vocabulary(words: str | None, labels: str | None, dataset: str | None, stuff: str | None) -> Vocabulary:
@@ -61,8 +61,8 @@ def run(
     output: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     tasks: Sequence[str] = TASKS,
-    min_size: int = 800,
-    max_size: int = 1333,
+    min_size: int | None = None,
+    max_size: int | None = None,
     overlap_threshold: float = 0.8,
     object_threshold: float = 0.0,
     batch_size: int = 1,
@@ -72,7 +72,8 @@ def run(
     Args:
         images: files, folders and patterns (`data.image_files.find_images`). Results of earlier runs that lie among
             the photos are passed over.
-        checkpoint: a model folder; without it, random weights.
+        checkpoint: a model folder; without it, the model that comes with the package, which stderr then says.
+        min_size, max_size: of a photo in the network, as in `Segmenter`; the model's own where None.
 
     Returns:
         the exit code: 0, 1 when some photos failed, 2 when all did.
@@ -84,7 +85,7 @@ def run(
     paths = _find_photos(images, failures)
     if not paths:
         return 2
-    folder = _writable_folder(output)
+    folder = writable_folder(output)
     segmenter = _load(checkpoint, min_size=min_size, max_size=max_size)
     with tqdm(desc="words", unit=" prompts", leave=False, disable=None) as bar:
         segmenter.prepare(vocabulary, progress=lambda done, total: _advance(bar, done, total))
@@ -119,11 +120,12 @@ def run(
     return (1 if written else 2) if failures else 0
 
 
-def _load(checkpoint: str | os.PathLike | None, **sizes: int) -> Segmenter:
+def _load(checkpoint: str | os.PathLike | None, **sizes: int | None) -> Segmenter:
+    given = {key: size for key, size in sizes.items() if size is not None}
     if checkpoint is not None:
-        return Segmenter.from_checkpoint(checkpoint, **sizes)
-    print(UNTRAINED, file=sys.stderr)
-    return Segmenter.untrained(**sizes)
+        return Segmenter.from_checkpoint(checkpoint, **given)
+    print(ABOUT, file=sys.stderr)
+    return Segmenter.shipped(**given)
 
 
 def _report(failures: list[str], problem: object) -> None:
@@ -188,7 +190,12 @@ def _reason(error: OSError) -> str:
     return error.strerror or f"{error} (is the disk full?)"
 
 
-def _writable_folder(output: str | os.PathLike) -> Path:
+def writable_folder(output: str | os.PathLike) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,7 @@ from fcclip_jax import visualization
 from fcclip_jax.compiled_model import CompiledModel
 from fcclip_jax.data import buckets, transforms
 from fcclip_jax.exported_model import ExportedModel, ExportError, is_export
-from fcclip_jax.models import weights
-from fcclip_jax.models.fcclip import VARIANTS
+from fcclip_jax.models import shipped, weights
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.results.results import TASKS, compute_results
 from fcclip_jax.structures import Instance, MaskPredictions, Segment
@@ -205,13 +204,10 @@ class Segmenter:
         return segmenter
 
     @classmethod
-    def untrained(cls, variant: str = "convnext_tiny_test", seed: int = 0, **options: Any) -> "Segmenter":
-        """Random weights: shows that everything runs, finds nothing."""
-        if variant not in VARIANTS:
-            raise ValueError(f"no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-        config = VARIANTS[variant]
-        _open_cache(options.get("cache_dir"))  # before the first program is compiled
-        return cls(weights.ModelCard(config), *weights.initialize(config, seed), **options)
+    def shipped(cls, **options: Any) -> "Segmenter":
+        """The small model that comes with the package, for pictures like those of `fcclip demo`; `options` as in
+        `Segmenter(...)`, but for sizes, which are its own where they are not given."""
+        return cls.from_checkpoint(shipped.shipped_model(), **(shipped.SIZES | options))
 
     def __call__(
         self,

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,7 @@ def folder(tiny_checkpoint, tiny_model, tmp_path_factory) -> Path:
     shutil.copy(tiny_checkpoint, here / "fcclip_cocopan.pth")
     shutil.copytree(tiny_model, here / "models" / "fcclip_large")
     (here / "photos").mkdir()
-    photo = resources.files("fcclip_jax") / "assets" / "coffee.jpg"
-    with resources.as_file(photo) as path, Image.open(path) as image:
+    with Image.open(ROOT / "tests" / "golden" / "coffee.jpg") as image:
         small = image.resize((96, 64))
     small.save(here / "photo.jpg")
     small.save(here / "photos" / "one.jpg")

@@ -365,14 +365,11 @@ def test_the_package_offers_the_segmenter():
         fcclip_jax.Segmentr  # noqa: B018
 
 
-def test_untrained(tiny_model, monkeypatch):
-    with pytest.raises(ValueError, match="convnext_large_d_320"):
-        Segmenter.untrained("convnext_huge")
-    # Drawing random weights compiles for seconds; `make demo` does it.
-    monkeypatch.setattr(weights, "initialize", lambda config, seed: weights.load_model(tiny_model)[1:])
-    segmenter = Segmenter.untrained(**SIZES)
-    assert segmenter.train_vocabulary is None
-    assert segmenter(photo(90, 120), WORDS, tasks=["semantic"]).semantic.shape == (90, 120)
+def test_the_packages_model_has_sizes_of_its_own():
+    segmenter = Segmenter.shipped()
+    assert (segmenter.min_size, segmenter.max_size) == (256, 512)
+    assert Segmenter.shipped(min_size=64).min_size == 64
+    assert segmenter.card.provenance.keys() >= {"commit", "config", "hours", "hardware", "claims"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fcclip_jax.models.layers import PatchConv, gelu, layer_norm
 from fcclip_jax.ops.depthwise_conv import depthwise_conv
 from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.ops.mask_pooling import mask_pooling
+from fcclip_jax.ops.row_parts import in_row_parts
 from fcclip_jax.structures import Features
 
 
@@ -55,9 +56,15 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"], inside: Bool[Array, "B H W"] | None = None) -> Array:
         x = zero_outside(x, inside)
         # One row a cell: products of plain matrices have the gradients that CPUs are quickest at.
-        y = self.norm(self.depthwise(x)).reshape(-1, x.shape[-1])
-        y = self.fc2(gelu(self.fc1(y)))
-        return x + (y * self.gamma[...].astype(y.dtype)).reshape(x.shape)
+        rows = tuple(map_.reshape(-1, x.shape[-1]) for map_ in (x, self.depthwise(x)))
+        graphdef, state = nnx.split(self)
+        mixed = in_row_parts(lambda rows, state: nnx.merge(graphdef, state).mix_channels(*rows), rows, state)
+        return mixed.reshape(x.shape)
+
+    def mix_channels(self, x: Float[Array, "R C"], y: Float[Array, "R C"]) -> Float[Array, "R C"]:
+        """What follows the convolution, whose output is `y` where the block's input is `x`: a function of each cell."""
+        y = self.fc2(gelu(self.fc1(self.norm(y))))
+        return x + y * self.gamma[...].astype(y.dtype)
 
 
 class Stage(nnx.Module):

@@ -16,6 +16,7 @@ from fcclip_jax.ops.deformable_attention import deformable_attention
 from fcclip_jax.ops.extent import cells_inside, repeat_edges, zero_outside
 from fcclip_jax.ops.platform import by_platform
 from fcclip_jax.ops.resize import resize_bilinear
+from fcclip_jax.ops.row_parts import in_row_parts
 from fcclip_jax.structures import Features, PixelDecoderOutput
 
 LEVELS = 3
@@ -105,7 +106,15 @@ class EncoderLayer(nnx.Module):
         shapes: tuple[tuple[int, int], ...],
         sizes: Int[Array, "B L 2"] | None = None,
     ) -> Float[Array, "B T D"]:
-        tokens = self.norm1(tokens + self.attention(tokens, positions, reference, shapes, sizes))
+        mixed = tokens + self.attention(tokens, positions, reference, shapes, sizes)
+        graphdef, state = nnx.split(self)
+        rows = mixed.reshape(-1, tokens.shape[-1])
+        out = in_row_parts(lambda rows, state: nnx.merge(graphdef, state).mix_channels(rows), rows, state)
+        return out.reshape(tokens.shape)
+
+    def mix_channels(self, mixed: Float[Array, "R D"]) -> Float[Array, "R D"]:
+        """What follows the attention and its residual: a function of each token."""
+        tokens = self.norm1(mixed)
         return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
 
 

@@ -308,8 +308,12 @@ def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str,
 
 
 def state_from_parameters(like: nnx.State, parameters: Mapping[str, np.ndarray]) -> nnx.State:
-    """A state of the structure of `like` (arrays or shapes), filled by name with host arrays."""
-    flat = [(path, nnx.Param(parameters[".".join(map(str, path))])) for path, _ in nnx.to_flat_state(like)]
+    """A state of the structure and the dtypes of `like` (arrays or shapes), filled by name with host arrays. (A model
+    folder may be in half precision; what is trained from it is not.)"""
+    flat = [
+        (path, nnx.Param(np.asarray(parameters[".".join(map(str, path))], leaf.dtype)))
+        for path, leaf in nnx.to_flat_state(like)
+    ]
     return nnx.from_flat_state(flat)
 
 
@@ -361,10 +365,3 @@ def _open(path: Path):
         raise WeightsError(
             f"{path} is damaged ({error}): it may have been cut short, convert or copy it again"
         ) from None
-
-
-def initialize(config: FCCLIPConfig, seed: int = 0, *, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model with fresh random weights, for training from scratch and for tests."""
-    graphdef, _ = _abstract(config, dtype)
-    make = jax.jit(lambda: nnx.state(FCCLIP(config, dtype=dtype, rngs=nnx.Rngs(seed))))
-    return graphdef, make()

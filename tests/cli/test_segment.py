@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fcclip_jax import segment_files
-from fcclip_jax.models import weights
+from fcclip_jax.models.shipped import ABOUT, SIZES
 from fcclip_jax.segmenter import Segmenter
-from tests.cli.command import LOOSE, SMALL, WORDS, is_one_error, names
+from tests.cli.command import LOOSE, WORDS, is_one_error, names
 
 # ---------------------------------------------------------------------------------------------- the main job
 
@@ -111,20 +110,19 @@ def test_any_script_reaches_the_files(segment, photos, tmp_path):
     assert [entry["name"] for entry in content["classes"]] == words.split("; ")
 
 
-def test_without_a_checkpoint_it_says_that_the_weights_are_untrained(fcclip, photos, tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr(weights, "initialize", lambda config, seed: weights.load_model(tiny_model)[1:])
-    code, _, err = fcclip("segment", photos / "a.png", *WORDS, "--output", tmp_path / "out", *SMALL)
-    assert code == 0 and err == segment_files.UNTRAINED + "\n" and err.count("\n") == 1
+def test_without_a_checkpoint_the_packages_model_is_used_and_named(fcclip, photos, tmp_path):
+    code, _, err = fcclip("segment", photos / "a.png", *WORDS, "--output", tmp_path / "out")
+    assert code == 0 and err == ABOUT + "\n" and err.count("\n") == 1
+    assert (tmp_path / "out" / "a.overlay.png").is_file()
 
 
-def test_demo(fcclip, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(segment_files, "run", lambda images, **options: calls.append((images, options)) or 0)
-    code, out, _ = fcclip("demo", "--output", tmp_path / "out")
-    (images, options), *rest = calls
-    assert code == 0 and not rest and options["output"] == str(tmp_path / "out")
-    assert images[0].name == "coffee.jpg" and not options["vocabulary"].isthing.all()
-    assert f"{tmp_path}/out/coffee.overlay.png" in out
+def test_sizes_that_are_not_given_are_the_models_own(fcclip, photos, tmp_path, tiny_model, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Segmenter, "from_checkpoint", lambda folder, **options: sizes.append(options) or 1 / 0)
+    for arguments in ((), ("--checkpoint", tiny_model), ("--checkpoint", tiny_model, "--min_size", "64")):
+        with pytest.raises(ZeroDivisionError):
+            fcclip("segment", photos / "a.png", *WORDS, "--output", tmp_path / "out", *arguments)
+    assert sizes == [SIZES, {}, {"min_size": 64}]
 
 
 # ------------------------------------------------------------------------------------- photos that cannot be read

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-import fcclip_jax
 from fcclip_jax.data import image_files
 from fcclip_jax.data.image_files import ImageError, find_images, output_stems, read_image
 
@@ -176,10 +175,8 @@ def test_one_pixel(tmp_path, suffix):
     assert read_image(save(tmp_path / f"x{suffix}", np.zeros((1, 1, 3), np.uint8))).tolist() == [[[0, 0, 0]]]
 
 
-def test_the_demo_photo():
-    path = Path(fcclip_jax.__file__).parent / "assets" / "coffee.jpg"
-    assert read_image(path).shape == (400, 600, 3)
-    assert path.stat().st_size < 100_000
+def test_a_photo_from_a_camera():
+    assert read_image(Path(__file__).parents[1] / "golden" / "coffee.jpg").shape == (400, 600, 3)
 
 
 # ----------------------------------------------------------------------------------------------- errors

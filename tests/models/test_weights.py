@@ -100,11 +100,11 @@ def test_a_state_from_parameters_and_back(folder, parameters):
     assert all((again[name] == array).all() for name, array in parameters.items())
 
 
-def test_random_weights_have_the_shapes_of_the_file(shapes):
-    import jax
-
-    _, state = jax.eval_shape(lambda: (0, weights.initialize(CONFIG)[1]))
-    assert {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(state)} == shapes
+def test_a_state_has_the_precision_of_what_it_is_made_like(folder, parameters):
+    _, _, state = weights.load_model(folder)
+    halves = {name: array.astype(np.float16) for name, array in parameters.items()}
+    for name, array in weights.parameters_of(weights.state_from_parameters(state, halves)).items():
+        assert array.dtype == np.float32 and (array == halves[name]).all()
 
 
 # -------------------------------------------------------------------------------------------- whole or not at all

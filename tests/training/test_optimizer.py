@@ -117,3 +117,28 @@ def test_large_gradients_are_clipped_to_the_norm_and_small_ones_left():
         updates, _ = optimizer.update(given, optimizer.init(params), params)
         np.testing.assert_allclose(updates["kernel"], [-6e-6 * expected, 0], rtol=1e-4)
         np.testing.assert_allclose(updates["void_embedding"], [-8e-6 * expected], rtol=1e-4)
+
+
+def test_a_tower_that_is_fine_tuned_is_the_image_tower_alone():
+    config = VARIANTS["convnext_tiny_test"]
+    _, trainable, frozen = train_state.abstract_model(config, train_state.ModelOptions(fine_tune=True))
+    assert names(frozen) == ["clip.logit_scale"]  # a training has no text tower
+    _, without, _ = train_state.abstract_model(config, train_state.ModelOptions())
+    more = set(names(trainable)) - set(names(without))
+    assert more and all(name.startswith("clip.visual.") for name in more)
+    assert {group_of(name, fine_tune=True) for name in more} == {"tower_decay", "tower_no_decay"}
+    assert {group_of(name) for name in more} == {FROZEN}
+
+
+def test_a_fine_tuned_tower_learns_at_its_share_of_the_rate_and_a_frozen_one_not_at_all():
+    """With b1 = b2 = 0 and a large eps the update is -rate * g / eps."""
+    config = {"learning_rate": 1.0, "b1": 0.0, "b2": 0.0, "eps": 1e6, "clip_norm": 1e9, "weight_decay": 0.0}
+    params = {"clip": {"visual": {"kernel": jnp.ones(1), "gamma": jnp.ones(1)}, "logit_scale": jnp.ones(1)}}
+    params |= {"kernel": jnp.ones(1)}
+    for factor, expected in ((0.0, 0.0), (0.1, -1e-7)):
+        optimizer = make_optimizer(OptimizerConfig(**config, tower_factor=factor))
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], [-1e-6], rtol=1e-4)
+        np.testing.assert_allclose(updates["clip"]["visual"]["kernel"], [expected], rtol=1e-4)
+        np.testing.assert_allclose(updates["clip"]["visual"]["gamma"], [expected], rtol=1e-4)
+        assert updates["clip"]["logit_scale"] == 0

@@ -1,12 +1,9 @@
 """The scenes that are shipped, and what the demo says of them."""
 
-from importlib import resources
-
 import numpy as np
 import pytest
 
 from fcclip_jax import emoji_demo
-from fcclip_jax.data.sources import CocoPanopticSource
 from fcclip_jax.segmenter import PanopticMap, Result
 from fcclip_jax.structures import Segment
 from fcclip_jax.training.validation import new_counts
@@ -16,9 +13,7 @@ from fcclip_jax.world.names import THINGS, vocabulary
 
 @pytest.fixture(scope="module")
 def records():
-    folder = resources.files("fcclip_jax") / "assets" / "emoji"
-    source = CocoPanopticSource(folder / "images", folder / "panoptic", folder / "panoptic.json", vocabulary())
-    return [source[n] for n in range(len(source))]
+    return emoji_demo.records()
 
 
 def truth(record):
@@ -30,7 +25,7 @@ def test_shipped_scenes_show_things_that_no_mask_was_trained_on(records):
     assert len(records) == len(emoji_demo.SCENES)
     unseen = {row for row, thing in enumerate(THINGS) if not thing.seen}
     for record in records:
-        assert record.decode()[0].size == (emoji_demo.EDGE, emoji_demo.EDGE)
+        assert record.decode()[0].size == (256, 256)
         assert len(unseen & set(record.classes.tolist())) >= 2
 
 
@@ -70,7 +65,7 @@ def test_words_for_stuff_are_taken_as_stuff():
 
 
 def test_the_demo_writes_and_says_what_to_do_next(tiny_model, tmp_path, capsys):
-    assert emoji_demo.run(tiny_model, tmp_path / "out", "fox; grass") == 0
+    assert emoji_demo.run(tmp_path / "out", words="fox; grass", checkpoint=tiny_model) == 0
     said = capsys.readouterr().out
     assert "--vocabulary" in said and str(tmp_path / "out") in said
     for stem in emoji_demo.SCENES:

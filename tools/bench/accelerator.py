@@ -5,10 +5,12 @@
 
 Weights are drawn by their initialisers: values do not change the work. Counted are the FLOP of matrix products and
 convolutions (training/flops.py). Each figure is the median of `--repeats` calls after one to warm up, each waited for.
-The torch peer on the same card: tools/bench/torch_peer.py.
+The torch peer on the same card: tools/bench/torch_accelerator.py. With JAX_COMPILATION_CACHE_DIR set, `--compile_only`
+fills that cache, so that minutes on a borrowed card are not spent on compiling.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -48,13 +50,14 @@ def median_seconds(call: Callable[[], Any], repeats: int) -> float:
 def matmul_ceiling(side: int, precision: str, repeats: int) -> float:
     """FLOP/s of a square matrix product."""
     dtype, products = PRECISIONS[precision]
-    x = jnp.ones((side, side), dtype)
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones are multiplied faster than figures
     product = jax.jit(lambda x: jnp.dot(x, x, precision=None if dtype == jnp.bfloat16 else products))
     return 2 * side**3 / median_seconds(lambda: product(x), repeats)
 
 
-def measure(config: FCCLIPConfig, precision: str, batch: int, size: int, repeats: int) -> dict[str, Any]:
-    """Seconds and FLOP of the tower alone and of the whole pass, masks and embeddings included."""
+def measure(config: FCCLIPConfig, precision: str, batch: int, size: int, repeats: int) -> dict[str, Any] | None:
+    """Seconds and FLOP of the tower alone and of the whole pass, masks and embeddings included; None for no repeats,
+    which only compiles."""
     dtype, products = PRECISIONS[precision]
 
     def make(key):
@@ -75,12 +78,14 @@ def measure(config: FCCLIPConfig, precision: str, batch: int, size: int, repeats
         with jax.default_matmul_precision(products):
             traced = program.trace(state, images, extent)
             compiled = traced.lower().compile()
+        if not repeats:
+            continue
         seconds = median_seconds(lambda: compiled(state, images, extent), repeats)  # noqa: B023
         flops = product_flops(traced.jaxpr)
         found[name] = {"seconds": seconds, "images_per_second": batch / seconds, "flops": flops}
         found[name]["flops_per_second"] = flops / seconds
         found[name]["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-    return found
+    return found if repeats else None
 
 
 def main() -> None:
@@ -90,12 +95,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compile_only", action="store_true", help="run nothing")
     parser.add_argument("--matmul", type=int, default=8192, help="side of the product measured (%(default)s)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = jax.devices()[0]
     results: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__, "ceilings": {}, "runs": []}
     results |= {"variant": options.variant, "size": options.size}
+    if options.compile_only:
+        for precision, batch in itertools.product(options.precision, options.batch):
+            measure(VARIANTS[options.variant], precision, batch, options.size, 0)
+        return
     for precision in options.precision:
         ceiling = results["ceilings"][precision] = matmul_ceiling(options.matmul, precision, options.repeats)
         print(f"{precision}: a matrix product of {options.matmul} runs at {ceiling / 1e12:.1f} TFLOP/s", flush=True)

@@ -20,14 +20,17 @@ from pathlib import Path
 STARTED = time.perf_counter()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from fcclip_jax.models import weights  # noqa: E402
 from fcclip_jax.segmenter import Segmenter  # noqa: E402
+from fcclip_jax.training.flops import product_flops  # noqa: E402
 from fcclip_jax.vocabulary.vocabulary import Vocabulary  # noqa: E402
 from tools.parity import ROOT, formula_model  # noqa: E402
 
+VOCABULARIES = ("ade20k_150", "ade20k_847", "lvis_1203")
 MANIFEST = ROOT / "tests" / "golden" / "manifests" / "fcclip_convnext_large_d_320.json.gz"
 
 
@@ -43,8 +46,35 @@ def seconds(call: Callable, *args) -> float:
     return time.perf_counter() - begin
 
 
-def stages(folder: Path, image: np.ndarray, repeats: int) -> dict[str, float]:
-    """Median seconds of the boxes of the figure, each compiled alone."""
+def matrix_ceiling(side: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of a square float32 matrix product."""
+    x = jax.random.normal(jax.random.key(0), (side, side))
+    product = jax.jit(jnp.dot)
+    jax.block_until_ready(product(x, x))
+    return 2 * side**3 / statistics.median(seconds(product, x, x) for _ in range(repeats))
+
+
+def fill_text_cache(segmenter: Segmenter, words: Vocabulary) -> None:
+    """The text tower is not part of the pass: its rows come from a cache, and here from a formula."""
+    rows = np.random.default_rng(1).standard_normal((len(words.synonyms), 768), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    segmenter._text._memory.update(zip(words.synonyms, rows, strict=True))
+
+
+def naming(segmenter: Segmenter, image: np.ndarray, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds of classification and all three results, by vocabulary."""
+    encoded, found = segmenter.encode(image), {}
+    for name in VOCABULARIES:
+        words = Vocabulary.builtin(name)
+        fill_text_cache(segmenter, words)
+        segmenter.name(encoded, words)
+        again = [seconds(lambda: segmenter.name(encoded, words).panoptic) for _ in range(repeats)]  # noqa: B023
+        found[f"classification and results, {words.num_classes} classes"] = {"seconds": statistics.median(again)}
+    return found
+
+
+def stages(folder: Path, image: np.ndarray, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds, and FLOP of matrix products and convolutions, of the boxes of the figure, each compiled alone."""
     segmenter = Segmenter.from_checkpoint(folder)
     _, graphdef, state = weights.load_model(folder)
     inputs = segmenter._preprocess(image).stored[None]
@@ -58,9 +88,10 @@ def stages(folder: Path, image: np.ndarray, repeats: int) -> dict[str, float]:
     medians, x = {}, inputs
     for name, call in (("tower", tower), ("pixel decoder", pixels), ("transformer decoder", decoder)):
         out = jax.block_until_ready(call(state, x))
-        medians[name] = statistics.median(seconds(call, state, x) for _ in range(repeats))
+        median = statistics.median(seconds(call, state, x) for _ in range(repeats))
+        medians[name] = {"seconds": median, "flops": product_flops(call.trace(state, x).jaxpr)}
         x = out
-    return medians
+    return medians | naming(segmenter, image, repeats)
 
 
 def main() -> None:
@@ -76,10 +107,7 @@ def main() -> None:
     folder = options.model or formula_model(MANIFEST, Path(tempfile.mkdtemp(prefix="fcclip_bench_")))
     words = Vocabulary.builtin("ade20k_150")
     segmenter = Segmenter.from_checkpoint(folder)
-    rows = np.random.default_rng(1).standard_normal((len(words.synonyms), 768), dtype=np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    # The text tower is not part of the pass: its rows come from a cache.
-    segmenter._text._memory.update(zip(words.synonyms, rows, strict=True))
+    fill_text_cache(segmenter, words)
     loaded = time.perf_counter() - STARTED
     first = seconds(lambda: segmenter(image, words).panoptic)
     since_start = time.perf_counter() - STARTED
@@ -106,6 +134,7 @@ def main() -> None:
     }
     if options.by_stage:
         figures["stages"] = stages(folder, image, options.repeats)
+        figures["matrix_flops_per_second"] = matrix_ceiling()
     text = json.dumps(figures, indent=1)
     print(text)
     if options.json:

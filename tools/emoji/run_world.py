@@ -42,7 +42,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--tower", choices=("convnext_emoji", "vit_emoji"), default="convnext_emoji")
     options.add_argument("--below_gate", action="store_true", help="train masks on towers that are not good enough")
-    options.add_argument("--mask_steps", type=int, default=3000, help="of the second stage (default: %(default)s)")
+    options.add_argument(
+        "--mask_config", default="configs/emoji_fcclip.py", help="of the second stage (default: %(default)s)"
+    )
+    options.add_argument("--mask_steps", type=int, default=3000, help="its length (default: %(default)s)")
     options.add_argument("--images", type=int, default=300, help="to evaluate on (default: %(default)s)")
     given, overrides = options.parse_known_args()
     unknown = [argument for argument in overrides if argument.startswith("--") and "--config." not in argument]
@@ -61,9 +64,7 @@ def main() -> None:
         common = ("--workdir", masks, "--config.data.sprites", scenes / "sprites", "--config.seed", seed)
         towers = ("--config.model.towers", clip / "towers", variant, f"--config.steps={given.mask_steps}")
         steps = (given.mask_steps * 4 // 5, given.mask_steps * 14 // 15)
-        fcclip(
-            "train", "--config", "configs/emoji_fcclip.py", *common, *towers, f"--config.optimizer.milestones={steps}"
-        )
+        fcclip("train", "--config", given.mask_config, *common, *towers, f"--config.optimizer.milestones={steps}")
         models.append(masks / "model")
     command = [sys.executable, "-m", "tools.emoji.claims", "--scenes", scenes, "--images", given.images]
     claims = given.output / f"{given.tower}.md"
