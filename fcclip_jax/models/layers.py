@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fcclip_jax.ops.attention import attention
+
 # Initialisers of the reference, needed when its decoder is trained from scratch. `torch_linear` is PyTorch's own
 # default for a linear layer; `c2_xavier` is detectron2's name for a uniform fan-in initialiser.
 xavier_uniform = nnx.initializers.xavier_uniform()
@@ -96,12 +98,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """`blocked` marks the (query, key) pairs that may not attend; a row may not be blocked everywhere."""
         q, k, v = (self._split(p(x)) for p, x in ((self.query, query), (self.key, key), (self.value, value)))
-        scaled = q / math.sqrt(q.shape[-1])
-        logits = jnp.einsum("bmqd,bmkd->bmqk", scaled, k, preferred_element_type=jnp.float32)
-        if blocked is not None:
-            logits = jnp.where(blocked[..., None, :, :], -jnp.inf, logits)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bmqk,bmkd->bqmd", weights, v)
+        mixed = attention(q / math.sqrt(q.shape[-1]), k, v, blocked)
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
     def _split(self, x: Array) -> Array:

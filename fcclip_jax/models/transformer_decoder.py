@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.models.layers import (
@@ -16,13 +17,15 @@ from fcclip_jax.models.layers import (
     xavier_uniform,
 )
 from fcclip_jax.ops.extent import cells_inside
+from fcclip_jax.ops.mask_logits import mask_logits
 from fcclip_jax.ops.mask_pooling import mask_pooling
-from fcclip_jax.ops.resize import resize_bilinear
+from fcclip_jax.ops.resize import shrink
 from fcclip_jax.structures import PixelDecoderOutput
 
 LEVELS = 3
 # Pixels per cell of the levels, in the order in which the layers take them.
 STRIDES = (32, 16, 8)
+MASK_STRIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,32 +131,32 @@ class TransformerDecoder(nnx.Module):
             within = cells_inside(extent, pixels.mask_features.shape[1:3], 4)
         query_embed = self.query_embed[...].astype(self.dtype)
         queries = jnp.broadcast_to(self.query_feat[...], (batch, *self.query_feat.shape)).astype(self.dtype)
-        steps = [self._predict(queries, pixels.mask_features, shapes[0], within)]
+        # Resizing is linear, so masks at the size of a level come from mask features of that size: nobody needs the
+        # large masks between the layers but a loss, and without one they are never computed.
+        features = lax.stop_gradient(pixels.mask_features)
+        small = [shrink(features, stride // MASK_STRIDE) for stride in STRIDES]
+        steps = [self._predict(queries, pixels.mask_features, small[0], within)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             call = jax.checkpoint(layer) if self.remat else layer
             queries = call(queries, query_embed, memory[level], positions[level], steps[-1][-1], outside[level])
-            steps.append(self._predict(queries, pixels.mask_features, shapes[(i + 1) % LEVELS], within))
+            steps.append(self._predict(queries, pixels.mask_features, small[(i + 1) % LEVELS], within))
         return DecoderOutput(*(tuple(column) for column in zip(*steps, strict=True)))
 
     def _predict(
         self,
         queries: Float[Array, "B Q D"],
         mask_features: Float[Array, "B h w D"],
-        next_shape: tuple[int, int],
+        small_features: Float[Array, "B h2 w2 D"],
         within: Bool[Array, "B h w"] | None,
     ) -> tuple[Array, Array, Array, Array]:
         """Queries to masks, class embeddings and the attention mask of the next layer."""
         normed = self.decoder_norm(queries)
-        masks = jnp.einsum(
-            "bqd,bhwd->bqhw",
-            self.mask_embed(normed),
-            mask_features.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        mask_embed = self.mask_embed(normed)
+        masks = mask_logits(mask_embed, mask_features.astype(self.dtype))
         pooled, _ = mask_pooling(mask_features, masks, within)
         class_embed = self.class_embed(self.pool_proj(self.pool_norm(pooled)) + normed)
         # The reference blocks where sigmoid < 0.5, which rounds just below 0 differently from `logit < 0`.
-        small = resize_bilinear(jax.lax.stop_gradient(masks), *next_shape)
+        small = mask_logits(lax.stop_gradient(mask_embed), small_features.astype(self.dtype))
         blocked = jax.nn.sigmoid(small).reshape(*small.shape[:2], -1) < 0.5
         return queries, masks, class_embed.astype(jnp.float32), blocked

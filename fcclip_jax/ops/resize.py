@@ -44,6 +44,20 @@ def _resize_axis(x: Array, axis: int, size_out: int) -> Array:
     return jnp.moveaxis(moved, 0, axis)
 
 
+def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
+    """`resize_bilinear` of the two middle axes to an even fraction, without reading what it does not need: the mean of
+    the middle four of every `factor` x `factor` cells.
+
+    Raises:
+        ValueError: `factor` is odd, or does not divide a side.
+    """
+    if factor % 2 or x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"a map of {x.shape[1]} x {x.shape[2]} cannot be shrunk by {factor}")
+    low, high = factor // 2 - 1, factor // 2
+    x = (x[:, low::factor] + x[:, high::factor]) / 2
+    return (x[:, :, low::factor] + x[:, :, high::factor]) / 2
+
+
 def resize_bilinear(
     x: Float[Array, "..."], height: int, width: int, *, axes: tuple[int, int] = (-2, -1)
 ) -> Float[Array, "..."]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcclip_jax.ops.resize import interpolation_matrices, interpolation_matrix, resize_bilinear
+from fcclip_jax.ops.resize import interpolation_matrices, interpolation_matrix, resize_bilinear, shrink
 
 
 def slow_resize(x: np.ndarray, size: int) -> np.ndarray:
@@ -82,3 +82,16 @@ def test_sizes_known_at_run_time(size_in):
         # Places of up to 6 are rounded to 5e-7.
         np.testing.assert_allclose(matrix[:size], interpolation_matrix(size_in, int(size)), atol=1e-6)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_shrinking_is_resizing(factor):
+    x = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    expected = resize_bilinear(x, 16 // factor, 24 // factor, axes=(1, 2))
+    np.testing.assert_allclose(shrink(x, factor), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_cannot_be_shrunk_is_refused():
+    for factor, shape in ((3, (1, 9, 9, 1)), (4, (1, 8, 6, 1))):
+        with pytest.raises(ValueError, match=f"{shape[1]} x {shape[2]} cannot be shrunk by {factor}"):
+            shrink(jnp.zeros(shape), factor)
