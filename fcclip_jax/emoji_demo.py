@@ -17,6 +17,8 @@ from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from fcclip_jax.world.names import vocabulary as all_names
 
 SCENES = ("scene0", "scene1", "scene2", "held_out_style")
+# The paper's 0.8 drops more of what is right here than of what is wrong: on `val` 0.5 gives 3.5 points of PQ more.
+OVERLAP_THRESHOLD = 0.5
 NEXT = "hot dog; unicorn; gift; bell; sand; lava"
 
 
@@ -37,7 +39,7 @@ def run(output: str | os.PathLike, *, words: str | None = None, checkpoint: str 
     counts = new_counts(vocabulary)
     for stem, record in zip(SCENES, records(), strict=True):
         image, panoptic = record.decode()
-        result = segmenter(np.asarray(image), vocabulary, tasks=("panoptic",))
+        result = segmenter(np.asarray(image), vocabulary, tasks=("panoptic",), overlap_threshold=OVERLAP_THRESHOLD)
         segment_files.write_result(folder, stem, result, image_name=record.image_name)
         print(segment_files.table(stem, result))
         colours = np.asarray(panoptic).astype(np.int32)

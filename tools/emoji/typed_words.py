@@ -15,8 +15,10 @@ import numpy as np
 
 from fcclip_jax.data.records import PanopticRecord
 from fcclip_jax.data.sources import CocoPanopticSource
+from fcclip_jax.emoji_demo import OVERLAP_THRESHOLD
 from fcclip_jax.models.shipped import SIZES
 from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.vocabulary.class_names import ClassName
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from fcclip_jax.world.names import vocabulary as all_names
 
@@ -57,11 +59,11 @@ def score(segmenter: Segmenter, records: Sequence[PanopticRecord], typed: str, r
     """(scenes in which the word found the thing, what most of the things were called instead)."""
     classes = list(all_names().classes)
     others = [cls for n, cls in enumerate(classes) if n != row]
-    words = Vocabulary([*Vocabulary.parse([typed]).classes, *others])
+    words = Vocabulary((ClassName((typed,), True), *others))
     found, called = 0, []
     for record in records:
         image, panoptic = record.decode()
-        result = segmenter(np.asarray(image), words, tasks=("panoptic",))
+        result = segmenter(np.asarray(image), words, tasks=("panoptic",), overlap_threshold=OVERLAP_THRESHOLD)
         colours = np.asarray(panoptic).astype(np.int32)
         ids = colours[..., 0] + 256 * colours[..., 1]
         names = set()
