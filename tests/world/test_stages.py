@@ -65,8 +65,9 @@ def test_both_stages(sprite_folder, sprites, private_cache, tmp_path):
 @pytest.mark.slow
 def test_the_ensemble_is_best_over_all_names(private_cache, tmp_path):
     """The claim by which the small world stands, on shortened runs: the first stage goes on from the towers of the
-    package, because from nothing it takes more than half an hour, and the second has a quarter of its pixels and 900
-    steps. Needs npm, which fetches the pictures."""
+    package, because from nothing it takes more than half an hour, and the second has half of its steps. (After 900
+    steps of four pictures of 128 pixels the in-vocabulary classifier is still so weak, PQ 8, that the ensemble is
+    below the out-vocabulary one.) Needs npm, which fetches the pictures; a quarter of an hour on two cores."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not here")
     scenes = prepare_emoji_scenes(tmp_path / "scenes", images=150)
@@ -80,11 +81,8 @@ def test_the_ensemble_is_best_over_all_names(private_cache, tmp_path):
         sprites,
         private_cache,
         f"model.towers={tmp_path / 'clip' / 'towers'}",
-        "steps=900",
-        "optimizer.milestones=(720,840)",
-        "batch_size=4",
-        "data.image_size=128",
-        "loss.points=512",
+        "steps=1500",
+        "optimizer.milestones=(1200,1400)",
     )
     figures = measure(str(tmp_path / "masks" / "model"), scenes, 150, sweep=False, sizes=(1.0,))
     over_all = {name: figures[f"test | {name} | all"] for name in CLASSIFIERS}
