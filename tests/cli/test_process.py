@@ -51,7 +51,8 @@ def test_an_interrupt_leaves_whole_files(photos, tmp_path, tiny_model, private_c
         shutil.copy(photos / "a.png", photos / f"{number:04}.png")
     arguments = ("segment", photos, *WORDS, "--checkpoint", tiny_model, "--output", tmp_path / "out", *SMALL)
     command = [sys.executable, "-m", "fcclip_jax.cli", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    # Nobody reads what it prints of each photo, and a full pipe would hold it up.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "out" / "0000.json").exists():
