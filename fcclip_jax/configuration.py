@@ -39,33 +39,8 @@ def base_config() -> ConfigDict:
     config.batch_size = 16  # of all devices together
     config.accumulate = 1  # parts that a batch is worked off in
 
-    config.model = ConfigDict()
-    config.model.variant = "convnext_large_d_320"
-    config.model.queries = 0  # 0: the variant's own number
-    config.model.dtype = "bfloat16"  # of towers and transformer decoder; losses and pixel decoder stay float32
-    config.model.remat = False  # compute decoder layers again in the backward pass
-    config.model.frozen_dtype = "float32"  # in which the frozen tower is stored
-    config.model.towers = ""  # a model folder with the frozen towers (convert.open_clip); "": random ones
-    config.model.random_towers = False  # allow model.towers to be empty for data that is not drawn
-    config.model.start_from = ""  # a model folder to take the trainable part from; "": random
-
-    config.data = ConfigDict()
-    # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot; emoji: data.sprites
-    config.data.kind = "coco"
-    config.data.images = "coco/train2017"
-    config.data.panoptic = "coco/panoptic_train2017"
-    config.data.annotations = "coco/annotations/panoptic_train2017.json"
-    config.data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
-    config.data.tfds = ""
-    config.data.sprites = "datasets/emoji_scenes/sprites"  # as `fcclip prepare emoji_scenes` writes them
-    config.data.drawn_images = 16
-    config.data.image_size = 1024
-    config.data.min_scale = 0.1
-    config.data.max_scale = 2.0
-    config.data.flip = 0.5
-    config.data.max_segments = 100
-    config.data.workers = 8
-    config.data.skip_bad = False
+    config.model = _model()
+    config.data = _data()
 
     # Which solver matches queries to segments: "device", or "host" (scipy, by a callback). Both are exact. The host's
     # is some milliseconds faster on CPU, but a program with a callback cannot be kept in the compilation cache, so
@@ -76,23 +51,7 @@ def base_config() -> ConfigDict:
     config.mesh.data = -1  # -1: what fsdp leaves
     config.mesh.fsdp = 1
 
-    optimizer = OptimizerConfig()
-    config.optimizer = ConfigDict()
-    for key in (
-        "learning_rate",
-        "weight_decay",
-        "b1",
-        "b2",
-        "eps",
-        "clip_norm",
-        "warmup_steps",
-        "warmup_factor",
-        "gamma",
-        "tower_factor",
-    ):
-        config.optimizer[key] = getattr(optimizer, key)
-    config.optimizer.milestones = tuple(optimizer.milestones)
-    config.optimizer.average_decay = 0.0  # of a moving average of the parameters; 0: none
+    config.optimizer = _optimizer()
 
     config.loss = ConfigDict(
         {
@@ -122,6 +81,46 @@ def base_config() -> ConfigDict:
     config.profile_at = 0
     config.profile_steps = 5
     return config
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.variant = "convnext_large_d_320"
+    model.queries = 0  # 0: the variant's own number
+    model.dtype = "bfloat16"  # of towers and transformer decoder; losses and pixel decoder stay float32
+    model.remat = False  # compute decoder layers again in the backward pass
+    model.frozen_dtype = "float32"  # in which the frozen tower is stored
+    model.towers = ""  # a model folder with the frozen towers (convert.open_clip); "": random ones
+    model.random_towers = False  # allow model.towers to be empty for data that is not drawn
+    model.start_from = ""  # a model folder to take the trainable part from; "": random
+    return model
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    # coco: the four paths below; tfds: data.tfds; drawn: a small set drawn on the spot; emoji: data.sprites
+    data.kind = "coco"
+    data.images = "coco/train2017"
+    data.panoptic = "coco/panoptic_train2017"
+    data.annotations = "coco/annotations/panoptic_train2017.json"
+    data.labels = "coco_panoptic"  # a built-in list or a label file, with the data's category ids
+    data.tfds = ""
+    data.sprites = "datasets/emoji_scenes/sprites"  # as `fcclip prepare emoji_scenes` writes them
+    data.drawn_images = 16
+    data.image_size = 1024
+    data.min_scale = 0.1
+    data.max_scale = 2.0
+    data.flip = 0.5
+    data.max_segments = 100
+    data.workers = 8
+    data.skip_bad = False
+    return data
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
+    optimizer.average_decay = 0.0  # of a moving average of the parameters; 0: none
+    return optimizer
 
 
 def load_config(

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fcclip_jax.cache_folder import cache_directory
 from fcclip_jax.configuration import (
     CHECKPOINTS,
     ConfigError,
@@ -35,7 +36,6 @@ from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.pretraining import run_contrastive
 from fcclip_jax.run_evaluation import RunEvaluation
-from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import metrics, sharding, train_state
 from fcclip_jax.training.checkpoint import Checkpoints
 from fcclip_jax.training.goodput import FILE as GOODPUT_FILE

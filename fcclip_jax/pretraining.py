@@ -1,6 +1,5 @@
 """Contrastive training of the two towers on the small world: from a configuration to a folder of towers."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from fcclip_jax.configuration import CHECKPOINTS, ConfigError, claim, fields, mo
 from fcclip_jax.data.loader import TrainLoader
 from fcclip_jax.models import weights
 from fcclip_jax.models.clip_resnet import ResNetConfig
-from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
-from fcclip_jax.models.text_classifier import TextClassifier
+from fcclip_jax.models.fcclip import FCCLIPConfig
+from fcclip_jax.tower_probe import Probe
 from fcclip_jax.training import metrics, sharding
 from fcclip_jax.training.checkpoint import Checkpoints
 from fcclip_jax.training.contrastive import INPUTS, ContrastiveConfig, init_clip, make_contrastive_step
@@ -29,18 +28,13 @@ from fcclip_jax.training.optimizer import OptimizerConfig, learning_rate_schedul
 from fcclip_jax.training.overview import parameter_table
 from fcclip_jax.training.stragglers import DataWaits
 from fcclip_jax.training.train_state import TrainState
-from fcclip_jax.training.train_step import normalize_images
 from fcclip_jax.training.trainer import EXIT_PREEMPTED, Run, TrainerConfig, train
 from fcclip_jax.training.work_folder import Folder, local_part, open_folder, upload
-from fcclip_jax.world.names import HELD_OUT_STYLE, THINGS, TRAINED_STYLES, vocabulary
 from fcclip_jax.world.pairs import PairBatches
-from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
 from fcclip_jax.world.sprites import Sprites
 
 log = logging.getLogger(__name__)
 
-_SCENES, _SCENE_SEED = 150, 1 << 20  # of each kind, to measure on; no training seed comes near
-_BATCH = 30
 TOWERS, _UPLOADED = "towers", ("tensorboard", "profile")
 
 
@@ -75,7 +69,7 @@ def run_contrastive(config: ConfigDict, workdir: str | Path, lifeline: Lifeline 
     return 0 if complete else EXIT_PREEMPTED
 
 
-def _build(config: ConfigDict, workdir: Folder, lifeline: Lifeline | None) -> tuple["Probe", Run]:
+def _build(config: ConfigDict, workdir: Folder, lifeline: Lifeline | None) -> tuple[Probe, Run]:
     """Puts a run together, and what it is measured by."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -164,76 +158,3 @@ def export_towers(
     )
     weights.save_model(folder, card, shapes, read)
     log.info("the towers are in %s", folder)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pieces:
-    """Of scenes side by side: `images` uint8 `[B,H,W,3]`, `cover` float `[B,P,h,w]`, the share of each cell of the
-    dense map that a piece covers, `classes` `[B,P]` its row in the vocabulary, -1 for none."""
-
-    images: np.ndarray
-    cover: np.ndarray
-    classes: np.ndarray
-
-
-def mask_pooled_pieces(scenes: list[Scene], stride: int = 32) -> _Pieces:
-    """Scenes of one size with their true masks, laid over the cells of a map of `stride`."""
-    most = max(len(scene.pieces) for scene in scenes)
-    height, width = (edge // stride for edge in scenes[0].rows.shape)
-    cover = np.zeros((len(scenes), most, height, width), np.float32)
-    classes = np.full((len(scenes), most), -1)
-    for n, scene in enumerate(scenes):
-        cells = scene.rows.reshape(height, stride, width, stride)
-        for row, piece in enumerate(scene.pieces):
-            cover[n, row] = (cells == row).mean((1, 3))
-            classes[n, row] = piece.kind if piece.isthing else len(THINGS) + piece.kind
-    return _Pieces(np.stack([scene.picture for scene in scenes]), cover, classes)
-
-
-class Probe:
-    """How well the towers name what lies under true masks, in scenes of 256 pixels that are never trained on."""
-
-    def __init__(self, model: FCCLIPConfig, graphdef: nnx.GraphDef, sprites: Sprites):
-        self._model = model
-        recipes = {"": Recipe(styles=TRAINED_STYLES), "_held_out": Recipe(styles=(HELD_OUT_STYLE,))}
-        self._sets = {
-            suffix: mask_pooled_pieces([draw_scene(sprites, recipe, _SCENE_SEED, n) for n in range(_SCENES)])
-            for suffix, recipe in recipes.items()
-        }
-
-        def embed(params: nnx.State, images: jax.Array, cover: jax.Array) -> jax.Array:
-            clip: Clip = nnx.merge(graphdef, params)
-            dense = clip.visual(normalize_images(images)).res5
-            total = jnp.einsum("bphw,bhwc->bpc", cover, dense)
-            return clip.visual.project(total / jnp.maximum(cover.sum((2, 3)), 1e-6)[..., None]).astype(jnp.float32)
-
-        self._embed = jax.jit(embed)
-        self._encode = jax.jit(lambda params, tokens: nnx.merge(graphdef, params).text(tokens))
-
-    def measure(self, params: nnx.State) -> dict[str, float]:
-        """Percent, of the pieces of a kind, of those whose nearest name is theirs: `things` among all things' names,
-        `seen` and `unseen` of these; `stuff` among stuff; `_held_out` in the style that is never trained on."""
-        params = jax.tree.map(jnp.asarray, params)
-        words = vocabulary()
-        classifier = TextClassifier(lambda tokens: self._encode(params, tokens), embed_dim=self._model.embed_dim)
-        rows, owner = classifier.rows(words), words.synonym_to_class
-        seen = np.array([thing.seen for thing in THINGS])
-        scores = {}
-        for suffix, pieces in self._sets.items():
-            embeddings = np.concatenate(
-                [
-                    np.asarray(self._embed(params, pieces.images[n : n + _BATCH], pieces.cover[n : n + _BATCH]))
-                    for n in range(0, len(pieces.images), _BATCH)
-                ]
-            )
-            of_rows = embeddings @ rows.T
-            logits = np.stack([of_rows[..., owner == k].max(-1) for k in range(words.num_classes)], axis=-1)
-            classes = pieces.classes
-            right_things = logits[..., : len(THINGS)].argmax(-1) == classes
-            right_stuff = logits[..., len(THINGS) :].argmax(-1) + len(THINGS) == classes
-            thing, stuff = (classes >= 0) & (classes < len(THINGS)), classes >= len(THINGS)
-            known = thing & seen[np.clip(classes, 0, len(THINGS) - 1)]
-            chosen = {"things": (right_things, thing), "stuff": (right_stuff, stuff)}
-            chosen |= {"seen": (right_things, known), "unseen": (right_things, thing & ~known)}
-            scores |= {name + suffix: 100 * float(right[of].mean()) for name, (right, of) in chosen.items()}
-        return scores

@@ -10,11 +10,8 @@ The expensive part knows no words: `encode` an image once, then `name` it with a
 """
 
 import dataclasses
-import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,14 +19,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
-from fcclip_jax import visualization
+from fcclip_jax.cache_folder import open_cache
 from fcclip_jax.compiled_model import CompiledModel
 from fcclip_jax.data import buckets, transforms
 from fcclip_jax.exported_model import ExportedModel, ExportError, is_export
 from fcclip_jax.models import shipped, weights
 from fcclip_jax.models.text_classifier import TextClassifier
 from fcclip_jax.results.results import TASKS, compute_results
-from fcclip_jax.structures import Instance, MaskPredictions, Segment
+from fcclip_jax.segment_result import PanopticMap, Result
+from fcclip_jax.structures import MaskPredictions
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 VocabularyLike = Vocabulary | str | os.PathLike | Iterable[str]
@@ -37,30 +35,6 @@ Progress = Callable[[int, int], None]
 
 # Photos that wait for others of their padded size are worked off when they take more memory than this.
 _WAITING_BYTES = 2**30
-
-
-def cache_directory() -> Path:
-    """Where text embeddings and compiled programs are kept: $FCCLIP_CACHE, else the user's cache folder."""
-    if own := os.environ.get("FCCLIP_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcclip_jax"
-
-
-class PanopticMap(np.ndarray):
-    """A panoptic map, int32 `[H,W]`, that knows its `segments`. Views and copies know them too."""
-
-    segments: list[Segment]
-
-    def __array_finalize__(self, source) -> None:
-        self.segments = getattr(source, "segments", [])
-
-    def __reduce__(self):
-        make, arguments, state = super().__reduce__()
-        return make, arguments, (state, self.segments)
-
-    def __setstate__(self, state) -> None:
-        super().__setstate__(state[0])
-        self.segments = state[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,58 +47,6 @@ class EncodedImage:
     predictions: MaskPredictions
     network_size: tuple[int, int]
     padded_size: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What was found, at the photo's own resolution. A task that was not asked for is None.
-
-    Attributes:
-        image: uint8 `[H,W,3]`.
-        vocabulary: the classes; `category_id` and `semantic` index it.
-        panoptic: int32 `[H,W]`, ids of `segments`, 0 where nothing was found; it has the attribute `segments` too.
-        segments: the segments of `panoptic`, in the order of their ids.
-        semantic: uint8 or uint16 `[H,W]`, a class everywhere.
-        instances: things, the best first; may overlap.
-    """
-
-    image: np.ndarray
-    vocabulary: Vocabulary
-    panoptic: PanopticMap | None
-    segments: list[Segment] | None
-    semantic: np.ndarray | None
-    instances: list[Instance] | None
-
-    def draw(self, *, alpha: float = 0.5, labels: bool = True) -> UInt8[np.ndarray, "H W 3"]:
-        """The photo with its panoptic segments, or else its semantic map, in colour and with names.
-
-        Raises:
-            ValueError: neither was asked for, or `alpha`, the opacity, is outside 0 to 1.
-        """
-        look = {"alpha": alpha, "labels": labels}
-        if self.panoptic is not None:
-            return visualization.draw_panoptic(self.image, self.panoptic, self.segments, **look)
-        if self.semantic is not None:
-            return visualization.draw_semantic(self.image, self.semantic, self.vocabulary.names, **look)
-        raise ValueError("there is nothing to draw: ask for the panoptic or the semantic task")
-
-
-def _open_cache(cache_dir: str | os.PathLike | None) -> Path:
-    """The cache folder. Has jax keep compiled programs there between runs, unless it was told a place already."""
-    cache = cache_directory() if cache_dir is None else Path(cache_dir)
-    if jax.config.jax_compilation_cache_dir is not None:
-        return cache
-    try:
-        (cache / "xla").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache / "xla"):
-            pass
-    except OSError as error:
-        logging.getLogger(__name__).warning("compiled programs are not kept for the next run: %s", error)
-        return cache
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    # Also the many small programs: together they take seconds of a short run.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return cache
 
 
 class Segmenter:
@@ -163,7 +85,7 @@ class Segmenter:
         self.card, self.min_size, self.max_size = card, min_size, max_size
         self.train_vocabulary = Vocabulary.from_dict(card.train_classes) if card.train_classes else None
         self._model = model
-        cache = _open_cache(cache_dir)
+        cache = open_cache(cache_dir)
         self._text = TextClassifier(
             self._model.encode_text,
             embed_dim=card.config.embed_dim,

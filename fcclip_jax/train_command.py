@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace, lifeline: "Lifeline | None") -> int:
     import jax
 
-    from fcclip_jax.segmenter import cache_directory
+    from fcclip_jax.cache_folder import cache_directory
 
     run_options.set_up_logging()
     if options.compilation_cache:

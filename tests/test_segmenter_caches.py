@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from fcclip_jax.cache_folder import cache_directory
 from fcclip_jax.models import text_classifier, weights
-from fcclip_jax.segmenter import Segmenter, cache_directory
+from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 
 SIZES = {"min_size": 64, "max_size": 64}

@@ -9,6 +9,12 @@ NO_SEGMENT = -1
 """In a row map: a pixel of no segment, of a crowd, or of the padding."""
 
 
+def panoptic_ids(panoptic: UInt8[np.ndarray, "H W 3"]) -> Int32[np.ndarray, "H W"]:
+    """The id of each pixel's segment, R + 256 G + 65536 B; 0 is no segment."""
+    rgb = panoptic.astype(np.int32)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+
 def row_map(record: PanopticRecord, panoptic: UInt8[np.ndarray, "H W 3"]) -> Int16[np.ndarray, "H W"]:
     """For each pixel the row of its segment among the segments of `record` that are no crowd; else NO_SEGMENT.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.models.layers import MultiHeadAttention, PatchConv, gelu, layer_norm
 from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.ops.mask_pooling import mask_pooling
+from fcclip_jax.ops.resize import interpolation_matrices
 from fcclip_jax.structures import Features
 
 _STRIDES = (4, 8, 16, 32)
@@ -86,14 +87,10 @@ class ClipViT(nnx.Module):
     def _positions(self, extent: Int[Array, "B 2"], height: int, width: int) -> Float[Array, "B h w D"]:
         """The embedding, resized bilinearly to each image's own number of patches."""
         table = self.positional_embedding[...]
-        side = table.shape[0]
-
-        def weights(size: Int[Array, "B"], cells: int) -> Float[Array, "B cells side"]:
-            source = (jnp.arange(cells) + 0.5) * (side * self.patch / size[:, None]) - 0.5
-            away = jnp.clip(source, 0, side - 1)[..., None] - jnp.arange(side)
-            return jnp.maximum(1 - jnp.abs(away), 0)
-
-        rows, columns = weights(extent[:, 0], height), weights(extent[:, 1], width)
+        rows, columns = (
+            interpolation_matrices(table.shape[0], extent[:, axis] // self.patch, cells)
+            for axis, cells in enumerate((height, width))
+        )
         return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, table, precision=lax.Precision.HIGHEST)
 
     def _at_stride(self, x: Float[Array, "B h w D"], stride: int) -> Float[Array, "B H W D"]:

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fcclip_jax.models.clip_vision import ClipVision
 from fcclip_jax.models.fcclip import Clip, FCCLIPConfig
@@ -34,7 +34,7 @@ from fcclip_jax.training.sharding import (
     shard_like_parameters,
     sum_gradients,
 )
-from fcclip_jax.training.train_state import TrainState
+from fcclip_jax.training.train_state import TrainState, advanced, newborn
 from fcclip_jax.training.train_step import Metrics, normalize_images
 
 INPUTS = ("image", "parts", "tokens", "present", "names")
@@ -157,7 +157,7 @@ def make_contrastive_step(
         (total, terms), gradients = everywhere(state.params, {key: batch[key] for key in INPUTS})
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        new = _updated(state, gradients, optimizer, average_decay, finite & (state.step == number))
+        new = advanced(state, gradients, optimizer, average_decay, finite & (state.step == number))
         metrics = {"loss": total, **terms, "grad_norm": norm, "finite": finite}
         metrics["pictures"] = (batch["present"].sum(-1) > 0).sum()
         return new, metrics
@@ -170,24 +170,6 @@ def make_contrastive_step(
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-
-
-def _updated(
-    state: TrainState,
-    gradients: nnx.State,
-    optimizer: optax.GradientTransformation,
-    average_decay: float,
-    good: Bool[Array, ""],
-) -> TrainState:
-    """The state after one step of the optimizer where the step is `good`, else the same."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if average is not None:
-        average = optax.incremental_update(params, average, 1 - average_decay)
-    proposed = (state.step + 1, params, opt_state, average)
-    current = (state.step, state.params, state.opt_state, state.average)
-    return TrainState(*jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current), state.key)
 
 
 def init_clip(
@@ -208,13 +190,7 @@ def init_clip(
     def make(key: Array, params: nnx.State | None) -> TrainState:
         if params is None:
             params = nnx.state(Clip(config, dtype=dtype, rngs=nnx.Rngs(key)))
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            opt_state=optimizer.init(params),
-            average=jax.tree.map(jnp.copy, params) if average else None,
-            key=jax.random.key_data(jax.random.fold_in(key, 1)),
-        )
+        return newborn(key, params, optimizer, average=average)
 
     key = jax.random.key(seed)
     born = jax.eval_shape(make, key, given)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
 from fcclip_jax.models.weights import OneKey
@@ -27,6 +28,36 @@ class TrainState:
     opt_state: Any
     average: nnx.State | None
     key: jax.Array
+
+
+def newborn(key: jax.Array, params: nnx.State, optimizer: optax.GradientTransformation, *, average: bool) -> TrainState:
+    """The state before the first step, of given parameters; `average` of them is kept where asked for."""
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, params) if average else None,
+        key=jax.random.key_data(jax.random.fold_in(key, 1)),
+    )
+
+
+def advanced(
+    state: TrainState,
+    gradients: nnx.State,
+    optimizer: optax.GradientTransformation,
+    average_decay: float,
+    good: Bool[Array, ""],
+) -> TrainState:
+    """The state after a step of the optimizer where the step is `good`, else the same, its number too. `average_decay`:
+    of the moving average, where the state has one."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(params, average, 1 - average_decay)
+    proposed = (state.step + 1, params, opt_state, average)
+    current = (state.step, state.params, state.opt_state, state.average)
+    return TrainState(*jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current), state.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +101,7 @@ def init_state(
         params, _ = split_frozen(nnx.state(_build(config, options, nnx.Rngs(key))), fine_tune=options.fine_tune)
         if given is not None:
             params = nnx.merge_state(params, given)
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            opt_state=optimizer.init(params),
-            average=jax.tree.map(jnp.copy, params) if average else None,
-            key=jax.random.key_data(jax.random.fold_in(key, 1)),
-        )
+        return newborn(key, params, optimizer, average=average)
 
     key = jax.random.key(seed)
     shapes = jax.eval_shape(make, key, params)
@@ -85,13 +110,7 @@ def init_state(
 
 def abstract_state(params: nnx.State, optimizer: optax.GradientTransformation, *, average: bool = False) -> TrainState:
     """The shapes of a state, from those of the trainable parameters."""
-    make = lambda params: TrainState(  # noqa: E731
-        step=jnp.int32(0),
-        params=params,
-        opt_state=optimizer.init(params),
-        average=params if average else None,
-        key=jax.random.key_data(jax.random.key(0)),
-    )
+    make = lambda params: newborn(jax.random.key(0), params, optimizer, average=average)  # noqa: E731
     return jax.eval_shape(make, params)
 
 

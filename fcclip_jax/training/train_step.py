@@ -26,7 +26,7 @@ from fcclip_jax.training.sharding import (
     shard_like_parameters,
     sum_gradients,
 )
-from fcclip_jax.training.train_state import TrainState
+from fcclip_jax.training.train_state import TrainState, advanced
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -159,19 +159,11 @@ def make_train_step(
         (total, terms), grads = gradients(state.params, frozen, images, text, key)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average is not None:
-            average = optax.incremental_update(params, average, 1 - average_decay)
-        proposed = (state.step + 1, params, opt_state, average)
-        current = (state.step, state.params, state.opt_state, state.average)
-        good = finite & (state.step == number)
-        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, current)
+        new = advanced(state, grads, optimizer, average_decay, finite & (state.step == number))
         metrics = {"loss": total, **terms, "grad_norm": norm, "finite": finite, "segments": batch["valid"].sum()}
         metrics["images_without_segments"] = (~batch["valid"].any(axis=-1)).sum()
         metrics |= {name: batch[name].sum() for name in COUNTS if name in batch}
-        return TrainState(*new, state.key), metrics
+        return new, metrics
 
     whole, split = replicated(mesh), batch_sharding(mesh)
     state_shardings = shard_like_parameters(mesh, state)

@@ -115,35 +115,21 @@ def train(run: Run) -> tuple[TrainState, bool]:
     """
     config = run.config
 
-    # Resuming, in this order: 1. parameters, optimizer, step and key; 2. the data's place; 3. what was reported.
-    state = run.state
-    restored = run.checkpoints.restore(state)
-    if restored is not None:
-        state, place = restored
-        run.data.set_state(place)
-        log.info("resumed at step %d", int(state.step))
-    number = int(state.step)
-    run.goodput.resumed(number)
-    for writer in run.writers:
-        writer.begin(number)
-
+    state, number, restored = _resumed(run)
     clock = reporting.Clock(config.batch_size, config.steps, jax.devices()[0].device_kind, run.mesh.size)
     sums = _Sums()
     step: Callable | None = None
     last: _Taken | None = None
 
     with _Signals() as signals, _Profiler(run) as profiler, jax.set_mesh(run.mesh):
-        if restored is not None and _Due(run, number).evaluate and run.checkpoints.scores(number) is None:
+        if restored and _Due(run, number).evaluate and run.checkpoints.scores(number) is None:
             log.info("step %d was not evaluated before the stop: doing so now", number)
             if not _evaluate(run, number, state, signals):
                 return state, False
         run.goodput.switch("step")
         while number < config.steps:
-            place, asked = run.data.get_state(), time.perf_counter()
-            with run.goodput.during("data"):
-                local = next(run.data)
-            clock.waited(waited := time.perf_counter() - asked)
-            run.waits.add(waited)
+            place = run.data.get_state()
+            local = _next_batch(run, clock)
             batch = global_batch(run.mesh, {k: v for k, v in local.items() if k in run.inputs})
             if step is None:
                 with run.goodput.during("compile"):
@@ -173,9 +159,7 @@ def train(run: Run) -> tuple[TrainState, bool]:
             if due.evaluate and not stopping:
                 stopping = not _evaluate(run, number, state, signals)
             if due.picture and not stopping:
-                with run.goodput.during("evaluation"):
-                    picture = run.picture(state, local)
-                _tell(run, number, lambda writer: writer.image(number, "prediction", picture))  # noqa: B023
+                _picture(run, number, state, local)
             if due.pause:
                 clock.start(number)
             if stopping:
@@ -184,6 +168,39 @@ def train(run: Run) -> tuple[TrainState, bool]:
                 return state, False
         _finish(run, number)  # a signal now does not cut the last save short
     return state, True
+
+
+def _resumed(run: Run) -> tuple[TrainState, int, bool]:
+    """The state to go on from, the number of steps in it, and whether it is a checkpoint's. In this order: parameters,
+    optimizer, step and key; the data's place; what was reported."""
+    state = run.state
+    restored = run.checkpoints.restore(state)
+    if restored is not None:
+        state, place = restored
+        run.data.set_state(place)
+        log.info("resumed at step %d", int(state.step))
+    number = int(state.step)
+    run.goodput.resumed(number)
+    for writer in run.writers:
+        writer.begin(number)
+    return state, number, restored is not None
+
+
+def _next_batch(run: Run, clock: reporting.Clock) -> dict[str, np.ndarray]:
+    """This process's part of the next batch, and how long it was waited for."""
+    asked = time.perf_counter()
+    with run.goodput.during("data"):
+        local = next(run.data)
+    waited = time.perf_counter() - asked
+    clock.waited(waited)
+    run.waits.add(waited)
+    return local
+
+
+def _picture(run: Run, number: int, state: TrainState, local: dict[str, np.ndarray]) -> None:
+    with run.goodput.during("evaluation"):
+        picture = run.picture(state, local)
+    _tell(run, number, lambda writer: writer.image(number, "prediction", picture))
 
 
 def _finish(run: Run, number: int) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 
 from fcclip_jax.data.records import PanopticRecord
 from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
@@ -34,7 +33,7 @@ def evaluate_panoptic(segment: SegmentImage, records: Iterable[PanopticRecord], 
         image, panoptic = record.decode()
         predicted, segments = segment(np.asarray(image))
         counts.update(
-            _ids(np.asarray(panoptic)),
+            panoptic_ids(np.asarray(panoptic)),
             [
                 {"id": int(i), "category_id": int(c), "iscrowd": int(crowd)}
                 for i, c, crowd in zip(record.segment_ids, record.classes, record.crowd, strict=True)
@@ -42,8 +41,3 @@ def evaluate_panoptic(segment: SegmentImage, records: Iterable[PanopticRecord], 
             predicted,
             [{"id": s.id, "category_id": s.category_id} for s in segments],
         )
-
-
-def _ids(panoptic: UInt8[np.ndarray, "H W 3"]) -> Int32[np.ndarray, "H W"]:
-    rgb = panoptic.astype(np.int32)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]

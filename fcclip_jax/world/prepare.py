@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fcclip_jax.data.sources import CocoPanopticSource
 from fcclip_jax.vocabulary import Vocabulary
 from fcclip_jax.world.names import HELD_OUT_STYLE, STUFF, THINGS, stuff_id, thing_id, vocabulary
 from fcclip_jax.world.scenes import Piece, Recipe, Scene, draw_scene
@@ -50,6 +51,11 @@ def prepare_emoji_scenes(
         made = write_split(folder / split, sprites, recipe, seed, count)
         progress(f"{split}: {count} scenes {'drawn' if made else 'there already'}")
     return folder
+
+
+def open_split(folder: Path, words: Vocabulary) -> CocoPanopticSource:
+    """The scenes that `write_split` wrote."""
+    return CocoPanopticSource(folder / "images", folder / "panoptic", folder / "panoptic.json", words)
 
 
 def label_lines(words: Vocabulary) -> str:

@@ -8,11 +8,11 @@ import sys
 import jax
 import numpy as np
 
+from fcclip_jax.cache_folder import cache_directory
 from fcclip_jax.models import weights
 from fcclip_jax.models.clip_text import TextConfig
 from fcclip_jax.models.clip_vision import VisionConfig
 from fcclip_jax.models.fcclip import FCCLIPConfig
-from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import sharding
 from fcclip_jax.training.contrastive import ContrastiveConfig, init_clip, make_contrastive_step
 from fcclip_jax.training.optimizer import OptimizerConfig, make_optimizer

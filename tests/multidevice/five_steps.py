@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcclip_jax import experiment
+from fcclip_jax.cache_folder import cache_directory
 from fcclip_jax.models import weights
-from fcclip_jax.segmenter import cache_directory
 from fcclip_jax.training import sharding
 from fcclip_jax.training.train_step import INPUTS, make_train_step
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fcclip_jax.configuration import ConfigError, load_config
-from fcclip_jax.pretraining import mask_pooled_pieces, run_contrastive
+from fcclip_jax.pretraining import run_contrastive
+from fcclip_jax.tower_probe import mask_pooled_pieces
 from fcclip_jax.world.names import THINGS
 from fcclip_jax.world.scenes import Recipe, draw_scene
 from fcclip_jax.world.sprites import SpriteError

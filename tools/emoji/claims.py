@@ -19,13 +19,14 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from fcclip_jax.data.records import PanopticRecord
-from fcclip_jax.data.sources import CocoPanopticSource
+from fcclip_jax.data.targets import panoptic_ids
 from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
 from fcclip_jax.models.mask_classifier import geometric_ensemble
 from fcclip_jax.results.results import compute_results
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.training.validation import new_counts
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
+from fcclip_jax.world.prepare import open_split
 
 EDGE = 256  # of a scene, pixels
 CLASSIFIERS = {"in-vocabulary": (0.0, 0.0), "out-vocabulary": (1.0, 1.0), "ensemble": (0.4, 0.8)}
@@ -51,7 +52,6 @@ def predict(segmenter: Segmenter, records: Iterable[PanopticRecord], words: Voca
     for record in records:
         image, panoptic = record.decode()
         found = segmenter.forward(np.asarray(image.resize((edge, edge), Image.Resampling.BILINEAR)), words)
-        colours = np.asarray(panoptic).astype(np.int32)
         segments = [
             {"id": int(i), "category_id": int(c)} for i, c in zip(record.segment_ids, record.classes, strict=True)
         ]
@@ -60,7 +60,7 @@ def predict(segmenter: Segmenter, records: Iterable[PanopticRecord], words: Voca
                 found["masks"][-1][0],
                 found["logits"][-1][0],
                 found["out_vocabulary_logits"][0],
-                colours[..., 0] + 256 * colours[..., 1],
+                panoptic_ids(np.asarray(panoptic)),
                 segments,
             )
         )
@@ -136,8 +136,7 @@ def measure(model: str, scenes: Path, images: int, *, sweep: bool, sizes: Sequen
     words = Vocabulary.from_file(scenes / "labels.txt")
     figures: dict[str, float] = {}
     for split in ("test", "test_held_out"):
-        folder = scenes / split
-        source = CocoPanopticSource(folder / "images", folder / "panoptic", folder / "panoptic.json", words)
+        source = open_split(scenes / split, words)
         records = [source[n] for n in range(min(images, len(source)))]
         for times in sizes if split == "test" else (1.0,):
             edge = round(EDGE * times / 32) * 32

@@ -10,23 +10,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import Clip
-from fcclip_jax.models.text_classifier import TextClassifier
-from fcclip_jax.pretraining import mask_pooled_pieces
-from fcclip_jax.training.train_step import normalize_images
-from fcclip_jax.world.names import THINGS, vocabulary
+from fcclip_jax.tower_probe import MaskNamer, mask_pooled_pieces, right_things
 from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
 from fcclip_jax.world.sprites import Sprites
 
 SIZES = (1.0, 1.5, 2.0, 3.0)
-_SEED, _BATCH = (1 << 30) + 7, 10  # a seed that nothing else draws from
+_SEED = (1 << 30) + 7  # nothing else draws from it
 
 
 def enlarged(scene: Scene, edge: int) -> Scene:
@@ -41,29 +36,15 @@ def named_right(towers: str, scenes: Sequence[Scene], sizes: Sequence[float]) ->
     found = weights.load_parameters(towers, weights.TOWERS)
     graphdef, like = nnx.split(nnx.eval_shape(lambda: Clip(card.config, rngs=nnx.Rngs(0))))
     own = {name.removeprefix(weights.TOWERS): array for name, array in found.items()}
-    params = jax.tree.map(jnp.asarray, weights.state_from_parameters(like, own))
-
-    @jax.jit
-    def embed(params, images, cover):
-        visual = nnx.merge(graphdef, params).visual
-        total = jnp.einsum("bphw,bhwc->bpc", cover, visual(normalize_images(images)).res5)
-        return visual.project(total / jnp.maximum(cover.sum((2, 3)), 1e-6)[..., None]).astype(jnp.float32)
-
-    words = vocabulary()
-    encode = jax.jit(lambda params, tokens: nnx.merge(graphdef, params).text(tokens))
-    rows = TextClassifier(lambda tokens: encode(params, tokens), embed_dim=card.config.embed_dim).rows(words)
-    shares = []
+    sets = []
     for size in sizes:
         edge = round(scenes[0].rows.shape[0] * size / 32) * 32
-        pieces = mask_pooled_pieces([enlarged(scene, edge) for scene in scenes])
-        parts = range(0, len(scenes), _BATCH)
-        embeddings = np.concatenate(
-            [np.asarray(embed(params, pieces.images[n : n + _BATCH], pieces.cover[n : n + _BATCH])) for n in parts]
-        )
-        of_rows = embeddings @ rows.T
-        logits = np.stack([of_rows[..., words.synonym_to_class == k].max(-1) for k in range(len(THINGS))], axis=-1)
-        thing = (pieces.classes >= 0) & (pieces.classes < len(THINGS))
-        shares.append(100 * float((logits.argmax(-1) == pieces.classes)[thing].mean()))
+        sets.append(mask_pooled_pieces([enlarged(scene, edge) for scene in scenes]))
+    logits = MaskNamer(card.config, graphdef).logits(weights.state_from_parameters(like, own), sets)
+    shares = []
+    for pieces, of_pieces in zip(sets, logits, strict=True):
+        right, thing = right_things(of_pieces, pieces)
+        shares.append(100 * float(right[thing].mean()))
     return shares
 
 

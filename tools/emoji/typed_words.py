@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from fcclip_jax.data.records import PanopticRecord
-from fcclip_jax.data.sources import CocoPanopticSource
+from fcclip_jax.data.targets import panoptic_ids
 from fcclip_jax.emoji_demo import OVERLAP_THRESHOLD
 from fcclip_jax.models.shipped import SIZES
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.vocabulary.class_names import ClassName
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
 from fcclip_jax.world.names import vocabulary as all_names
+from fcclip_jax.world.prepare import open_split
 
 # Kind -> what is typed and the name of what is meant.
 WORDS: dict[str, dict[str, str]] = {
@@ -64,8 +65,7 @@ def score(segmenter: Segmenter, records: Sequence[PanopticRecord], typed: str, r
     for record in records:
         image, panoptic = record.decode()
         result = segmenter(np.asarray(image), words, tasks=("panoptic",), overlap_threshold=OVERLAP_THRESHOLD)
-        colours = np.asarray(panoptic).astype(np.int32)
-        ids = colours[..., 0] + 256 * colours[..., 1]
+        ids = panoptic_ids(np.asarray(panoptic))
         names = set()
         for id_ in record.segment_ids[record.classes == row]:
             true = ids == id_
@@ -86,8 +86,7 @@ def main() -> None:
     options.add_argument("--each", type=int, default=6, help="scenes a word (default: %(default)s)")
     given = options.parse_args()
     names = all_names()
-    test = given.scenes / "test"
-    source = CocoPanopticSource(test / "images", test / "panoptic", test / "panoptic.json", names)
+    source = open_split(given.scenes / "test", names)
     records = [source[n] for n in range(len(source))]
     segmenter = Segmenter.from_checkpoint(given.model, **SIZES)
     good = total = 0
