@@ -19,6 +19,7 @@ from convert.stored_arrays import CheckpointError
 from convert.torch_writer import write_torch
 from fcclip_jax.models import weights
 from fcclip_jax.models.weights import ModelCard
+from fcclip_jax.models.weights_file import write_safetensors
 
 # Before this name the loss weights stand in FC-CLIP's order.
 _AFTER_EMPTY_WEIGHT = "void_embedding.weight"
@@ -101,7 +102,7 @@ def _write(output: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str
         if output.suffix == ".pth":
             write_torch(aside, shapes, read_next, dtypes=counters)
         else:
-            weights.write_safetensors(aside, shapes, read_next, dtypes=counters, written_as="pt")
+            write_safetensors(aside, shapes, read_next, dtypes=counters, written_as="pt")
         aside.replace(output)
     except BaseException:
         aside.unlink(missing_ok=True)

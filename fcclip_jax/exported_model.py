@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from safetensors import SafetensorError, safe_open
 
 from fcclip_jax.models.mask_classifier import Classification
+from fcclip_jax.models.weights_file import WeightsError, WeightsFile
 from fcclip_jax.ops.platform import frugal
 from fcclip_jax.structures import MaskPredictions
 
@@ -86,9 +86,8 @@ class ExportedModel:
     def _parameters(self, names: list[str]) -> list[jax.Array]:
         path = self._folder / _WEIGHTS_FILE
         try:
-            with safe_open(path, framework="numpy") as file:
-                return [jnp.asarray(file.get_tensor(name), jnp.float32) for name in names]
-        except (OSError, SafetensorError) as error:
+            return [jnp.asarray(array, jnp.float32) for _, array in WeightsFile(path).read(names)]
+        except (OSError, WeightsError, KeyError) as error:
             raise ExportError(f"{path} cannot be read ({error}): export again, or copy the whole folder") from None
 
     @property

@@ -29,6 +29,7 @@ from fcclip_jax.exported_model import (
 from fcclip_jax.models import weights
 from fcclip_jax.models.clip_text import ClipText
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
+from fcclip_jax.models.weights_file import write_safetensors
 from fcclip_jax.ops.platform import every_platform
 from fcclip_jax.structures import MaskPredictions
 from fcclip_jax.vocabulary.vocabulary import Vocabulary
@@ -100,7 +101,7 @@ def export_model(
             np.save(aside / ROWS_FILE, np.asarray(rows, np.float32), allow_pickle=False)
         progress(weights.WEIGHTS_FILE)
         stored = {name: parameters[name].shape for name in names}
-        weights.write_safetensors(aside / weights.WEIGHTS_FILE, stored, parameters.__getitem__)
+        write_safetensors(aside / weights.WEIGHTS_FILE, stored, parameters.__getitem__)
         (aside / weights.CONFIG_FILE).write_text(card.to_json(), encoding="utf-8")
         manifest = {
             "format": FORMAT,

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, sine_positions, xavier_uniform
-from fcclip_jax.ops.deformable_attention import deformable_attention
+from fcclip_jax.ops.deformable_attention import deformable_attention, deformable_attention_by_tap
 from fcclip_jax.ops.extent import cells_inside, repeat_edges, zero_outside
 from fcclip_jax.ops.platform import by_platform
 from fcclip_jax.ops.resize import resize_bilinear
@@ -46,7 +46,7 @@ def _ring_offsets(heads: int, points: int) -> np.ndarray:
 
 
 class DeformableSelfAttention(nnx.Module):
-    """Offsets and weights from the query, values from the maps."""
+    """Offsets and weights from the query, values from the maps. The layer that it belongs to projects its output."""
 
     def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
         self.heads, self.points = config.heads, config.points
@@ -65,7 +65,7 @@ class DeformableSelfAttention(nnx.Module):
         reference: Float[Array, "*B T 2"],
         shapes: tuple[tuple[int, int], ...],
         sizes: Int[Array, "B L 2"] | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "B T M d"]:
         batch, length, _ = tokens.shape
         query = tokens + positions
         offsets = self.sampling_offsets(query)
@@ -79,12 +79,13 @@ class DeformableSelfAttention(nnx.Module):
         locations = reference[..., None, None, None, :] + offsets / size
         value = self.value_proj(tokens).reshape(batch, length, self.heads, -1)
 
-        def attend(chunks: int):
-            return lambda *args: deformable_attention(*args, shapes, sizes=sizes, chunks=chunks)
-
-        # On CPU the gathered rows of 1/64 of the queries stay in cache (measured, see the op).
-        mixed = by_platform(value, locations, weights, cpu=attend(64), other=attend(1))
-        return self.output_proj(mixed)
+        return by_platform(
+            value,
+            locations,
+            weights,
+            cpu=lambda *args: deformable_attention_by_tap(*args, shapes, sizes),
+            other=lambda *args: deformable_attention(*args, shapes, sizes=sizes),
+        )
 
 
 class EncoderLayer(nnx.Module):
@@ -106,15 +107,15 @@ class EncoderLayer(nnx.Module):
         shapes: tuple[tuple[int, int], ...],
         sizes: Int[Array, "B L 2"] | None = None,
     ) -> Float[Array, "B T D"]:
-        mixed = tokens + self.attention(tokens, positions, reference, shapes, sizes)
+        sampled = self.attention(tokens, positions, reference, shapes, sizes)
         graphdef, state = nnx.split(self)
-        rows = mixed.reshape(-1, tokens.shape[-1])
-        out = in_row_parts(lambda rows, state: nnx.merge(graphdef, state).mix_channels(rows), rows, state)
+        rows = (tokens.reshape(-1, tokens.shape[-1]), sampled.reshape(-1, *sampled.shape[2:]))
+        out = in_row_parts(lambda rows, state: nnx.merge(graphdef, state).mix_channels(*rows), rows, state)
         return out.reshape(tokens.shape)
 
-    def mix_channels(self, mixed: Float[Array, "R D"]) -> Float[Array, "R D"]:
-        """What follows the attention and its residual: a function of each token."""
-        tokens = self.norm1(mixed)
+    def mix_channels(self, tokens: Float[Array, "R D"], sampled: Float[Array, "R M d"]) -> Float[Array, "R D"]:
+        """What follows once the maps are read: a function of each token."""
+        tokens = self.norm1(tokens + self.attention.output_proj(sampled.reshape(tokens.shape)))
         return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
 
 

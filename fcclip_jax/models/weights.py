@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from fcclip_jax.models.fcclip import FCCLIP, FCCLIPConfig
+from fcclip_jax.models.weights_file import WeightsError, WeightsFile, write_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "fcclip_jax"
@@ -28,15 +28,6 @@ FORMAT_VERSION = 1
 # What a converted open_clip checkpoint holds: the frozen towers alone.
 TOWERS = "clip."
 TEXT_TOWER = "clip.text."
-
-_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
-
-# How much of a file is mapped at a time while it is read.
-_MAPPED_BYTES = 128 << 20
-
-
-class WeightsError(ValueError):
-    """A model folder that cannot be used, with the reason and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,42 +198,6 @@ def sha256(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_safetensors(
-    path: str | os.PathLike,
-    shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
-    *,
-    dtype: np.dtype | type = np.float32,
-    dtypes: Mapping[str, str] | None = None,
-    written_as: str = FORMAT,
-) -> None:
-    """Streams arrays into a safetensors file. (The library's own writer needs all of them in memory.)
-
-    `dtype` is that of all arrays but those in `dtypes`, float32, float16 or int64.
-    `written_as` is the file's own word for its format; readers of PyTorch models look for "pt" there.
-
-    The header is eight bytes of length and a JSON table of name -> dtype, shape and byte range; data follows.
-    """
-    types = {name: np.dtype((dtypes or {}).get(name, dtype)) for name in shapes}
-    header: dict[str, Any] = {"__metadata__": {"format": written_as}}
-    offset = 0
-    for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * types[name].itemsize
-        header[name] = {"dtype": _DTYPES[types[name]], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    table = json.dumps(header, separators=(",", ":")).encode()
-    table += b" " * (-len(table) % 8)
-    with Path(path).open("wb") as file:
-        file.write(struct.pack("<Q", len(table)) + table)
-        for name, shape in shapes.items():
-            array = np.asarray(read(name), types[name], order="C")
-            if array.shape != tuple(shape):
-                raise WeightsError(f"{name} has shape {array.shape}, expected {tuple(shape)}")
-            file.write(array.data if array.ndim else array.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[ModelCard, nnx.GraphDef, nnx.State]:
     """Reads a model folder onto the default device.
 
@@ -261,36 +216,25 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[Mode
             f"{directory} holds only the frozen CLIP towers of {card.config.name}: it can start a training, "
             "but has no mask generator to segment with."
         )
-    try:
-        graphdef, state = _abstract(card.config, dtype)
-    except Exception as error:  # flax and jax raise several kinds for sizes that make no sense
-        raise WeightsError(f"{Path(directory) / CONFIG_FILE} describes no model that can be built: {error}") from None
-    path = Path(directory) / WEIGHTS_FILE
-    wanted = {".".join(map(str, p)): p for p, _ in nnx.to_flat_state(state)}
-    shapes = {".".join(map(str, p)): tuple(v.shape) for p, v in nnx.to_flat_state(state)}
-    with _open(path) as file:
-        check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, shapes)  # noqa: SIM118
+    file = WeightsFile(Path(directory) / WEIGHTS_FILE)
+    # The model is built while the file is read: each takes a second at ConvNeXt-L.
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(lambda: dict(file.read(file.shapes)))
+        try:
+            graphdef, state = _abstract(card.config, dtype)
+        except Exception as error:  # flax and jax raise several kinds for sizes that make no sense
+            path = Path(directory) / CONFIG_FILE
+            raise WeightsError(f"{path} describes no model that can be built: {error}") from None
+        expected = {".".join(map(str, p)): (p, tuple(leaf.shape)) for p, leaf in nnx.to_flat_state(state)}
+        check_shapes(file.path, file.shapes, {name: shape for name, (_, shape) in expected.items()})
+        arrays = reading.result()
     flat = []
-    for name, array in _arrays(path, shapes):
+    for name, (place, _) in expected.items():
+        array = arrays.pop(name)
         if not np.issubdtype(array.dtype, np.floating):
-            raise WeightsError(f"{path}: {name} is {array.dtype}, expected float32 or float16")
-        flat.append((wanted[name], nnx.Param(jnp.asarray(array, jnp.float32))))
+            raise WeightsError(f"{file.path}: {name} is {array.dtype}, expected float32 or float16")
+        flat.append((place, nnx.Param(jnp.asarray(array, jnp.float32))))
     return card, graphdef, nnx.from_flat_state(flat)
-
-
-def _arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Reads arrays one by one. The file is mapped into memory, and what was read of it counts as the process's own
-    until it is closed: so it is opened anew every now and then (half of the memory at ConvNeXt-L, measured)."""
-    names = iter(shapes)
-    name = next(names, None)
-    while name is not None:
-        read = 0
-        with _open(path) as file:
-            while name is not None and read < _MAPPED_BYTES:
-                array = file.get_tensor(name)
-                read += array.nbytes
-                yield name, array
-                name = next(names, None)
 
 
 def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
@@ -300,11 +244,10 @@ def load_parameters(directory: str | os.PathLike, prefix: str = "") -> dict[str,
         WeightsError: the folder or file is missing or truncated, or does not hold what its configuration says.
     """
     card = read_card(directory)
-    path = Path(directory) / WEIGHTS_FILE
+    file = WeightsFile(Path(directory) / WEIGHTS_FILE)
     expected = parameter_shapes(card.config, towers_only=card.towers_only)
-    with _open(path) as file:
-        check_shapes(path, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, expected)  # noqa: SIM118
-    return dict(_arrays(path, {name: shape for name, shape in expected.items() if name.startswith(prefix)}))
+    check_shapes(file.path, file.shapes, expected)
+    return dict(file.read(name for name in expected if name.startswith(prefix)))
 
 
 def state_from_parameters(like: nnx.State, parameters: Mapping[str, np.ndarray]) -> nnx.State:
@@ -354,14 +297,3 @@ def _listed(kind: str, names: Iterable[str], show: int = 5) -> list[str]:
         return []
     more = f" and {len(names) - show} more" if len(names) > show else ""
     return [f"  {len(names)} {kind}: {', '.join(names[:show])}{more}"]
-
-
-def _open(path: Path):
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing: the model folder is not complete, convert or copy it again")
-    try:
-        return safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is damaged ({error}): it may have been cut short, convert or copy it again"
-        ) from None

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from importlib import resources
 from itertools import pairwise
 
-import ftfy
 import numpy as np
 import regex
 from jaxtyping import Int32
@@ -38,6 +37,8 @@ def _clean(text: str) -> str:
     lower case."""
     # Printable ASCII without an ampersand is what ftfy and html.unescape leave as it is; most prompts are that.
     if not (text.isascii() and text.isprintable() and "&" not in text):
+        import ftfy  # seldom needed, and slow to come
+
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 

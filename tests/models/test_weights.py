@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import VARIANTS
 from fcclip_jax.models.weights import ModelCard, WeightsError
+from fcclip_jax.models.weights_file import write_safetensors
 
 CONFIG = VARIANTS["convnext_tiny_test"]
 CARD = ModelCard(
@@ -79,7 +80,7 @@ def test_a_part_of_the_parameters(folder, parameters):
 def test_half_precision_on_disk_is_float32_in_the_model(tmp_path, parameters, shapes):
     path = tmp_path / "model"
     weights.save_model(path, CARD, shapes, parameters.__getitem__)
-    weights.write_safetensors(path / weights.WEIGHTS_FILE, shapes, parameters.__getitem__, dtype=np.float16)
+    write_safetensors(path / weights.WEIGHTS_FILE, shapes, parameters.__getitem__, dtype=np.float16)
     _, _, state = weights.load_model(path)
     for name, array in weights.parameters_of(state).items():
         assert array.dtype == np.float32

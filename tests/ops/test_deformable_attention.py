@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from fcclip_jax.ops.deformable_attention import deformable_attention
+from fcclip_jax.ops.deformable_attention import deformable_attention, deformable_attention_by_tap
 
 SHAPES = ((2, 3), (4, 5))
 
@@ -26,7 +26,7 @@ def slow_attention(value, locations, weights, shapes):
                 if 0 <= row < h and 0 <= column < w:
                     share = (1 - abs(x - column)) * (1 - abs(y - row)) * weights[b, q, m, level, p]
                     out[b, q, m] += share * value[b, starts[level] + row * w + column, m]
-    return out.reshape(batch, queries, -1)
+    return out
 
 
 def random_inputs(seed, batch=2, queries=7, heads=2, points=3, width=4, spread=1.4):
@@ -46,7 +46,7 @@ def test_by_hand():
     weights = jnp.full((1, 4, 1, 1, 1), 2.0)
     got = deformable_attention(value, locations, weights, ((2, 2),))
     # A pixel centre; the middle of all four; a corner of the map, a quarter of pixel 1; outside.
-    np.testing.assert_allclose(got[0, :, 0], [2.0, 5.0, 0.5, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(got[0, :, 0, 0], [2.0, 5.0, 0.5, 0.0], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=15)
@@ -57,6 +57,35 @@ def test_equals_the_definition(seed, chunks):
     expected = slow_attention(*map(np.asarray, (value, locations, weights)), SHAPES)
     # float32 sums of 6 points x 4 corners; bilinear weights carry the rounding of x * w - 0.5.
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10_000), st.sampled_from([1, 2]))
+def test_tap_by_tap_equals_the_definition(seed, batch):
+    value, locations, weights = random_inputs(seed, batch=batch)
+    got = deformable_attention_by_tap(value, locations, weights, SHAPES)
+    expected = slow_attention(*map(np.asarray, (value, locations, weights)), SHAPES)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [None, [[[1, 3], [3, 4]], [[2, 2], [4, 5]]]])
+def test_tap_by_tap_is_the_same_function_with_the_same_gradients(sizes):
+    inputs = random_inputs(8)
+    sizes = None if sizes is None else jnp.array(sizes)
+    toward = jnp.asarray(np.random.default_rng(1).standard_normal((2, 7, 2, 4), dtype=np.float32))
+
+    def gathered(*args):
+        return jnp.sum(toward * deformable_attention(*args, SHAPES, sizes=sizes))
+
+    def by_tap(*args):
+        return jnp.sum(toward * deformable_attention_by_tap(*args, SHAPES, sizes))
+
+    expected = jax.value_and_grad(gathered, (0, 1, 2))(*inputs)
+    for found in (
+        jax.value_and_grad(by_tap, (0, 1, 2))(*inputs),
+        jax.jit(jax.value_and_grad(by_tap, (0, 1, 2)))(*inputs),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)  # order of sums
 
 
 def test_chunks_do_not_change_values_or_gradients():

@@ -111,7 +111,10 @@ A float32 matrix product of 2048 runs at {ceiling / 1e9:.0f} GFLOP/s here.
 
 | stage | seconds | GFLOP of products and convolutions | GFLOP/s | of that ceiling |
 |---|---|---|---|---|
-{staged}"""
+{staged}
+What was tried, lever by lever, stands in [levers.md](levers.md); what was measured earlier, in
+[performance_history.md](performance_history.md).
+"""
 
 
 def stage_cells(stage: dict, ceiling: float) -> str:

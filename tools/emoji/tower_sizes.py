@@ -2,11 +2,13 @@
 
     python -m tools.emoji.tower_sizes --towers runs/conv/towers runs/vit/towers --sprites emoji_scenes/sprites
 
-The same scenes of 256 pixels, enlarged; a mask keeps its place. The paper's reason for a convolutional CLIP is that a
-transformer's features get worse on pictures larger than those it was trained on.
+The paper's reason for a convolutional CLIP is that a transformer's features get worse on pictures larger than those it
+was trained on. A picture grows in two ways, and both are measured: the same scenes of 256 pixels *enlarged*, so that
+things grow too; and *wider* scenes, where there are more things, of the sizes that were trained on.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from fcclip_jax.models import weights
 from fcclip_jax.models.fcclip import Clip
-from fcclip_jax.tower_probe import MaskNamer, mask_pooled_pieces, right_things
+from fcclip_jax.tower_probe import MaskNamer, Pieces, mask_pooled_pieces, right_things
 from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
 from fcclip_jax.world.sprites import Sprites
 
@@ -30,16 +32,20 @@ def enlarged(scene: Scene, edge: int) -> Scene:
     return Scene(np.asarray(picture), np.asarray(rows).astype(np.int32), scene.pieces)
 
 
-def named_right(towers: str, scenes: Sequence[Scene], sizes: Sequence[float]) -> list[float]:
-    """Percent of things, at each size."""
+def wider(sprites: Sprites, number: int, times: float) -> Scene:
+    """A scene of that many times the edge, as densely filled as those of 256 pixels."""
+    recipe = Recipe()
+    edge = round(recipe.height * times / 32) * 32
+    count = tuple(round(end * times**2) for end in recipe.count)
+    return draw_scene(sprites, dataclasses.replace(recipe, height=edge, width=edge, count=count), _SEED, number)
+
+
+def named_right(towers: str, sets: Sequence[Pieces]) -> list[float]:
+    """Percent of things, in each set."""
     card = weights.read_card(towers)
     found = weights.load_parameters(towers, weights.TOWERS)
     graphdef, like = nnx.split(nnx.eval_shape(lambda: Clip(card.config, rngs=nnx.Rngs(0))))
     own = {name.removeprefix(weights.TOWERS): array for name, array in found.items()}
-    sets = []
-    for size in sizes:
-        edge = round(scenes[0].rows.shape[0] * size / 32) * 32
-        sets.append(mask_pooled_pieces([enlarged(scene, edge) for scene in scenes]))
     logits = MaskNamer(card.config, graphdef).logits(weights.state_from_parameters(like, own), sets)
     shares = []
     for pieces, of_pieces in zip(sets, logits, strict=True):
@@ -56,10 +62,18 @@ def main() -> None:
     given = options.parse_args()
     sprites = Sprites(given.sprites)
     scenes = [draw_scene(sprites, Recipe(), _SEED, n) for n in range(given.images)]
-    print(f"| towers | {' | '.join(f'{size:g}x' for size in SIZES)} |\n|{'---|' * (len(SIZES) + 1)}")
+    edges = [round(256 * size / 32) * 32 for size in SIZES]
+    kinds = {
+        "enlarged": [mask_pooled_pieces([enlarged(scene, edge) for scene in scenes]) for edge in edges],
+        "wider": [
+            mask_pooled_pieces([wider(sprites, n, size) for n in range(round(given.images / size))]) for size in SIZES
+        ],
+    }
+    print(f"| towers | pictures | {' | '.join(f'{size:g}x' for size in SIZES)} |\n|{'---|' * (len(SIZES) + 2)}")
     for towers in given.towers:
-        shares = named_right(towers, scenes, SIZES)
-        print(f"| {towers} | {' | '.join(f'{share:.1f}' for share in shares)} |", flush=True)
+        for kind, sets in kinds.items():
+            shares = named_right(towers, sets)
+            print(f"| {towers} | {kind} | {' | '.join(f'{share:.1f}' for share in shares)} |", flush=True)
 
 
 if __name__ == "__main__":

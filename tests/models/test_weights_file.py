@@ -1,0 +1,93 @@
+"""Arrays in a file: what is written comes back, in any order, in any portions; a damaged file says so."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from fcclip_jax.models import weights_file
+from fcclip_jax.models.weights_file import WeightsError, WeightsFile, write_safetensors
+
+SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=8)
+
+
+def drawn(shapes, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {f"array {n}": rng.standard_normal(shape).astype(dtype) for n, shape in enumerate(shapes)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES, st.sampled_from([np.float32, np.float16, np.int64]), st.integers(1, 200), st.data())
+def test_any_arrays_come_back(tmp_path_factory, shapes, dtype, portion, data):
+    arrays = drawn(shapes, dtype)
+    path = tmp_path_factory.mktemp("file") / "a.safetensors"
+    write_safetensors(path, {name: x.shape for name, x in arrays.items()}, arrays.__getitem__, dtype=dtype)
+    theirs = load_file(path)  # the library reads what we write
+    names = data.draw(st.lists(st.sampled_from(sorted(arrays)), unique=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights_file, "_RUN_BYTES", portion)
+        found = list(WeightsFile(path).read(names))
+    assert [name for name, _ in found] == names
+    for name, array in found:
+        assert array.dtype == dtype and array.shape == arrays[name].shape
+        np.testing.assert_array_equal(array, arrays[name])
+        np.testing.assert_array_equal(theirs[name], arrays[name])
+
+
+def test_what_the_library_wrote(tmp_path):
+    arrays = drawn([(3, 4), (), (7,)])
+    save_file(arrays, tmp_path / "a.safetensors")
+    file = WeightsFile(tmp_path / "a.safetensors")
+    assert file.shapes == {name: x.shape for name, x in arrays.items()}
+    for name, array in file.read(arrays):
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+@pytest.mark.parametrize("given_at_once", [0, 10, 1000])
+def test_a_system_that_gives_less_than_was_asked(tmp_path, monkeypatch, given_at_once):
+    arrays = drawn([(50,), (3, 5), (1,), (20, 20)])
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {name: x.shape for name, x in arrays.items()}, arrays.__getitem__)
+
+    def little(descriptor, buffers):
+        left, count = given_at_once, 0
+        for buffer in buffers:
+            part = os.read(descriptor, min(left, buffer.nbytes))
+            buffer[: len(part)] = np.frombuffer(part, np.uint8)
+            left, count = left - len(part), count + len(part)
+        return count
+
+    monkeypatch.setattr(os, "readv", little)
+    for name, array in WeightsFile(path).read(arrays):
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_a_file_that_becomes_shorter(tmp_path):
+    arrays = drawn([(100,), (100,)])
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {name: x.shape for name, x in arrays.items()}, arrays.__getitem__)
+    file = WeightsFile(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(WeightsError, match=r"a.safetensors was cut short while it was read"):
+        dict(file.read(arrays))
+
+
+def test_a_kind_that_numpy_does_not_know(tmp_path):
+    table = json.dumps({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(table)) + table + bytes(4))
+    with pytest.raises(WeightsError, match=r"x is BF16, expected float32 or float16"):
+        dict(WeightsFile(path).read(["x"]))
+
+
+def test_no_file_and_no_table(tmp_path):
+    with pytest.raises(WeightsError, match="is missing"):
+        WeightsFile(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 100) + b"{")
+    with pytest.raises(WeightsError, match="is damaged"):
+        WeightsFile(tmp_path / "a.safetensors")
