@@ -124,8 +124,8 @@ class CompiledModel:
         self,
         predictions: MaskPredictions,
         rows: Float[np.ndarray, "S E"],
-        synonym_to_class: Int[np.ndarray, "S"],
-        seen: Bool[np.ndarray, "K"],
+        synonym_to_class: Int[np.ndarray, " S"],
+        seen: Bool[np.ndarray, " K"],
     ) -> Classification:
         """Names predictions with unit text rows, on the device that they are on."""
         device = next(iter(predictions.valid.devices()))
@@ -149,8 +149,8 @@ class CompiledModel:
         self,
         images: Float[np.ndarray, "B H W 3"],
         rows: Float[np.ndarray, "S E"],
-        synonym_to_class: Int[np.ndarray, "S"],
-        seen: Bool[np.ndarray, "K"],
+        synonym_to_class: Int[np.ndarray, " S"],
+        seen: Bool[np.ndarray, " K"],
     ) -> dict[str, Any]:
         """All named intermediates of a batch that is image everywhere, as numpy arrays; lists hold one a layer."""
         out = self._run.forward(self._first, images)

@@ -86,7 +86,8 @@ class ExportedModel:
     def _parameters(self, names: list[str]) -> list[jax.Array]:
         path = self._folder / _WEIGHTS_FILE
         try:
-            return [jnp.asarray(array, jnp.float32) for _, array in WeightsFile(path).read(names)]
+            arrays = WeightsFile(path).mapped()
+            return [jnp.asarray(arrays[name], jnp.float32) for name in names]
         except (OSError, WeightsError, KeyError) as error:
             raise ExportError(f"{path} cannot be read ({error}): export again, or copy the whole folder") from None
 
@@ -129,8 +130,8 @@ class ExportedModel:
         self,
         predictions: MaskPredictions,
         rows: Float[np.ndarray, "S E"],
-        synonym_to_class: Int[np.ndarray, "S"],
-        seen: Bool[np.ndarray, "K"],
+        synonym_to_class: Int[np.ndarray, " S"],
+        seen: Bool[np.ndarray, " K"],
     ) -> Classification:
         """As `CompiledModel.classify`."""
         embeddings = (predictions.class_embed, predictions.clip_embed, predictions.valid)

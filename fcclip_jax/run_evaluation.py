@@ -90,7 +90,7 @@ class RunEvaluation:
         return np.concatenate([found, visualization.draw_panoptic(image, truth, segments)], axis=1)
 
     def _truth(
-        self, ids: Int[np.ndarray, "H W"], labels: Int[np.ndarray, "N"], valid: np.ndarray
+        self, ids: Int[np.ndarray, "H W"], labels: Int[np.ndarray, " N"], valid: np.ndarray
     ) -> tuple[np.ndarray, list[Segment]]:
         panoptic = ids.astype(np.int32) + 1
         areas = np.bincount(panoptic.ravel(), minlength=len(labels) + 1)

@@ -311,8 +311,8 @@ class Segmenter:
         self,
         inputs: Float[np.ndarray, "B H W 3"],
         rows: Float[np.ndarray, "S E"],
-        synonym_to_class: Int[np.ndarray, "S"],
-        seen: Bool[np.ndarray, "K"],
+        synonym_to_class: Int[np.ndarray, " S"],
+        seen: Bool[np.ndarray, " K"],
     ) -> dict[str, Any]:
         """What `forward` returns, for a normalised and padded batch and unit text rows."""
         return self._model.intermediates(inputs, rows, synonym_to_class, seen)

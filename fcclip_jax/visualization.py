@@ -212,7 +212,7 @@ def _candidates(region: _Region) -> Float[np.ndarray, "36 3"]:
     return np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=1)
 
 
-def _least_distance(colors: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n"]:
+def _least_distance(colors: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, " n"]:
     # Under a translucent fill the photo sets the lightness: a difference in it counts for less.
     distances = np.linalg.norm((colors[:, None] - others[None]) * (0.4, 1, 1), axis=2)
     return distances.min(axis=1, initial=1.0)

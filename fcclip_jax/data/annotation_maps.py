@@ -37,7 +37,7 @@ def id_to_rgb(ids: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
-def runs(ids: Integer[np.ndarray, "H W"]) -> tuple[Integer[np.ndarray, "R"], Int64[np.ndarray, "R"]]:
+def runs(ids: Integer[np.ndarray, "H W"]) -> tuple[Integer[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
     """The values and lengths of the R runs of equal pixels, row after row: some hundred times fewer than pixels."""
     flat = ids.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])

@@ -28,7 +28,7 @@ def _bits(seed: int, purpose: int, number: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)  # batches under way touch two epochs at most
-def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, "length"]:
+def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, " length"]:
     """The order in which an epoch goes through `length` images. 0 <= seed < 2^64."""
     return np.argsort(_bits(seed, _ORDER, epoch, length), kind="stable")
 

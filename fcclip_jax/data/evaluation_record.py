@@ -42,10 +42,10 @@ class PanopticTruth:
 
     name: str
     data: bytes
-    ids: Int64[np.ndarray, "N"]
-    classes: Int32[np.ndarray, "N"]
-    crowd: Bool[np.ndarray, "N"]
-    areas: Int64[np.ndarray, "N"]
+    ids: Int64[np.ndarray, " N"]
+    classes: Int32[np.ndarray, " N"]
+    crowd: Bool[np.ndarray, " N"]
+    areas: Int64[np.ndarray, " N"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SemanticTruth:
 
     name: str
     data: bytes
-    class_of: Int32[np.ndarray, "values"]
+    class_of: Int32[np.ndarray, " values"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class EvaluationRecord:
             )
 
 
-def look_up(class_of: Int32[np.ndarray, "values"], labels: Integer[np.ndarray, "H W"], name: str) -> np.ndarray:
+def look_up(class_of: Int32[np.ndarray, " values"], labels: Integer[np.ndarray, "H W"], name: str) -> np.ndarray:
     """`class_of[labels]`, int32. Raises DataError, naming the file, for a value without a class."""
     outside = (labels < 0) | (labels >= len(class_of))
     classes = class_of[np.where(outside, 0, labels) if outside.any() else labels]

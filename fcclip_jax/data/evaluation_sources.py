@@ -155,7 +155,7 @@ class SemanticMaps:
     """Label maps in files, by the image's stem."""
 
     paths: Mapping[str, Path]
-    class_of: Int32[np.ndarray, "values"]
+    class_of: Int32[np.ndarray, " values"]
     """The class of each value; see SemanticTruth."""
 
     def of(self, image: ImageFile) -> SemanticTruth:
@@ -208,7 +208,7 @@ def ignore_label(vocabulary: Vocabulary) -> int:
     return 255 if vocabulary.num_classes <= 255 else 65535
 
 
-def label_table(values: Mapping[int, int], ignored: int, vocabulary: Vocabulary) -> Int32[np.ndarray, "values"]:
+def label_table(values: Mapping[int, int], ignored: int, vocabulary: Vocabulary) -> Int32[np.ndarray, " values"]:
     """The class of each value of a label map, from `values` (value -> class) and the value that is `ignored`."""
     table = np.full(max([ignored, *values]) + 1, _UNKNOWN, np.int32)
     for value, class_index in values.items():

@@ -37,9 +37,9 @@ class PanopticRecord:
     panoptic_name: str
     image: bytes
     panoptic: bytes
-    segment_ids: Int64[np.ndarray, "N"]
-    classes: Int32[np.ndarray, "N"]
-    crowd: Bool[np.ndarray, "N"]
+    segment_ids: Int64[np.ndarray, " N"]
+    classes: Int32[np.ndarray, " N"]
+    crowd: Bool[np.ndarray, " N"]
 
     def decode(self) -> tuple[Image.Image, Image.Image]:
         """The image and its panoptic map, both RGB, of one size.

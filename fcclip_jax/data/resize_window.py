@@ -50,7 +50,7 @@ def nearest_window(
     out[...] = band[rows - rows[0]]
 
 
-def _nearest(old: int, new: int) -> Int[np.ndarray, "new"]:
+def _nearest(old: int, new: int) -> Int[np.ndarray, " new"]:
     """The index that Pillow takes each of `new` pixels from. Asked of Pillow itself: it adds its step up from pixel to
     pixel, and the sum is not everywhere what a formula would give."""
     index = Image.fromarray(np.arange(old, dtype=np.int32)[None])
@@ -69,7 +69,7 @@ def _flat_rows(out: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W3"]:
     return np.lib.stride_tricks.as_strided(out, (rows, columns * 3), (out.strides[0], 1))
 
 
-def _taps(old: int, new: int, start: int, count: int) -> tuple[Int[np.ndarray, "n"], UInt32[np.ndarray, "n"]]:
+def _taps(old: int, new: int, start: int, count: int) -> tuple[Int[np.ndarray, " n"], UInt32[np.ndarray, " n"]]:
     """For `count` of `new >= old` rows from `start` on: the first of the two neighbours that it is blended from, and
     the second one's weight. At the borders, where Pillow's triangle reaches over, the one neighbour has it all."""
     centre = (start + np.arange(count) + 0.5) * (old / new)
@@ -83,8 +83,8 @@ def _taps(old: int, new: int, start: int, count: int) -> tuple[Int[np.ndarray, "
 
 def _blend_rows(
     source: UInt8[np.ndarray, "n L"],
-    first: Int[np.ndarray, "m"],
-    weight: UInt32[np.ndarray, "m"],
+    first: Int[np.ndarray, " m"],
+    weight: UInt32[np.ndarray, " m"],
     out: UInt8[np.ndarray, "m L"],
 ) -> None:
     """`out[i] = source[j] + weight[i] * (source[j + 1] - source[j])` with `j = first[i]`, rounded to nearest.

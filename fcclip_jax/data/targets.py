@@ -66,8 +66,8 @@ def _more(ids: np.ndarray) -> str:
 
 
 def limit_segments(
-    rows: Int16[np.ndarray, "H W"], classes: Int32[np.ndarray, "n"], max_segments: int
-) -> tuple[Int32[np.ndarray, "N"], Bool[np.ndarray, "N"], int]:
+    rows: Int16[np.ndarray, "H W"], classes: Int32[np.ndarray, " n"], max_segments: int
+) -> tuple[Int32[np.ndarray, " N"], Bool[np.ndarray, " N"], int]:
     """`labels` `[N]` (0 where unused), `valid` `[N]` and how many segments were left out, for N = `max_segments`.
 
     `rows` holds rows of `classes` and is changed in place where there are more than N: kept are the N with the most

@@ -116,7 +116,7 @@ class CityscapesAP:
                     self.missed[row, t] += 1
         self._found.append((np.full(len(masks), row, np.int64), score, verdict))
 
-    def _collected(self) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"], Integer[np.ndarray, "n t"]]:
+    def _collected(self) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Integer[np.ndarray, "n t"]]:
         """Class, score and verdicts of all masks, in an order that does not depend on that of the images."""
         empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros((0, len(OVERLAPS)), np.uint8))
         rows, scores, verdicts = (np.concatenate(part) for part in zip(empty, *self._found, strict=True))
@@ -176,7 +176,7 @@ class CityscapesAP:
         }
 
 
-def average_precision(scores: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"], missed: int) -> float:
+def average_precision(scores: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], missed: int) -> float:
     """Area under the precision-recall curve through every score, and (precision 1, recall 0).
 
     Each precision stands for half the way to the recalls of its two neighbours, the last for half a way only.

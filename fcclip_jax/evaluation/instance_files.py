@@ -109,7 +109,7 @@ def _check(ap: MaskAP, path: str, entry: dict, size: tuple[int, int], detection:
         raise BadSample(f"{where}: the runs of a mask do not add up to {size[0]}x{size[1]} pixels")
 
 
-def rle_runs(counts: str | bytes | list[int]) -> Int64[np.ndarray, "n"]:
+def rle_runs(counts: str | bytes | list[int]) -> Int64[np.ndarray, " n"]:
     """Run lengths of a COCO mask, of zeros and ones in turn, beginning with zeros.
 
     Compressed counts are signed numbers in groups of five bits, lowest first, in ASCII from "0" on; bit 5 says that

@@ -98,7 +98,7 @@ class MeanIoU:
         self.images = int(state["images"])
 
     @property
-    def true_pixels(self) -> Int64[np.ndarray, "K"]:
+    def true_pixels(self) -> Int64[np.ndarray, " K"]:
         """Pixels of each true class."""
         return self.confusion[:, :-1].sum(axis=0)
 

@@ -128,15 +128,15 @@ class PanopticQuality:
         self.images = int(state["images"])
 
     @property
-    def tp(self) -> Int64[np.ndarray, "K"]:
+    def tp(self) -> Int64[np.ndarray, " K"]:
         return self._counts[0]
 
     @property
-    def fp(self) -> Int64[np.ndarray, "K"]:
+    def fp(self) -> Int64[np.ndarray, " K"]:
         return self._counts[1]
 
     @property
-    def fn(self) -> Int64[np.ndarray, "K"]:
+    def fn(self) -> Int64[np.ndarray, " K"]:
         return self._counts[2]
 
     @property
@@ -179,7 +179,7 @@ class PanopticQuality:
 
 def overlaps(
     first: Integer[np.ndarray, "H W"], second: Integer[np.ndarray, "H W"]
-) -> tuple[UInt64[np.ndarray, "n"], UInt64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """All pairs (id in `first`, id in `second`) that meet in some pixel, and the number of those pixels.
 
     Raises:
@@ -250,7 +250,7 @@ class _Listed:
     def area(self, counted: np.ndarray) -> np.ndarray:
         return np.array([c if a is None else a for a, c in zip(self._area, counted, strict=False)] + [0.0], np.float64)
 
-    def find(self, ids: np.ndarray) -> Int64[np.ndarray, "n"]:
+    def find(self, ids: np.ndarray) -> Int64[np.ndarray, " n"]:
         """The place of each id in the list; void, where it is not listed, has the place `count`."""
         place = np.searchsorted(self.ids, ids)
         unlisted = self.ids[place] != ids

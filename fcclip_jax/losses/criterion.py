@@ -64,7 +64,7 @@ class Normalizer:
         return cls(jnp.maximum(count.sum(), 1.0), jnp.where(weight > 0, weight, 1.0))
 
 
-def random_draw(key: Array, images: Int[Array, "B"]) -> Draw:
+def random_draw(key: Array, images: Int[Array, " B"]) -> Draw:
     """Uniform numbers in [0, 1), anew for every layer, purpose and image. `images` are the images' numbers in the whole
     batch, so what an image draws does not depend on how the batch is split."""
     purposes = ("matcher", "candidates", "uniform")

@@ -14,7 +14,7 @@ def matching_cost(
     logits: Float[Array, "Q K1"],
     masks: Float[Array, "Q h w"],
     ids: Int[Array, "H W"],
-    labels: Int[Array, "N"],
+    labels: Int[Array, " N"],
     points: Float[Array, "P 2"],
     weights: tuple[float, float, float] = (2.0, 5.0, 5.0),
 ) -> Float[Array, "Q N"]:

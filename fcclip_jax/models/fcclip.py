@@ -232,7 +232,7 @@ class FCCLIP(nnx.Module):
         self,
         class_embed: Float[Array, "B Q E"],
         rows: Float[Array, "S E"],
-        synonym_to_class: Int[Array, "S"],
+        synonym_to_class: Int[Array, " S"],
         num_classes: int,
     ) -> Float[Array, "B Q K1"]:
         """Of the last or any other decoder layer, void last."""
@@ -243,8 +243,8 @@ class FCCLIP(nnx.Module):
         self,
         predictions: MaskPredictions,
         rows: Float[Array, "S E"],
-        synonym_to_class: Int[Array, "S"],
-        seen: Bool[Array, "K"],
+        synonym_to_class: Int[Array, " S"],
+        seen: Bool[Array, " K"],
     ) -> Classification:
         """Names the masks with a vocabulary given as unit text rows."""
         config, count = self.config, seen.shape[0]

@@ -30,7 +30,7 @@ def class_logits(
     rows: Float[Array, "S E"],
     void: Float[Array, "1 E"],
     logit_scale: Float[Array, ""],
-    synonym_to_class: Int[Array, "S"],
+    synonym_to_class: Int[Array, " S"],
     num_classes: int,
 ) -> Float[Array, "B Q K1"]:
     """Cosine with each synonym's row times `min(exp(logit_scale), 100)`; a class takes its best synonym.
@@ -50,7 +50,7 @@ def class_logits(
 def geometric_ensemble(
     in_vocabulary: Float[Array, "B Q K1"],
     out_vocabulary: Float[Array, "B Q K1"],
-    seen: Bool[Array, "K"],
+    seen: Bool[Array, " K"],
     *,
     alpha: float = 0.4,
     beta: float = 0.8,

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,8 @@ def sha256(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
 
 
 def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[ModelCard, nnx.GraphDef, nnx.State]:
-    """Reads a model folder onto the default device.
+    """Reads a model folder onto the default device. On a CPU the weights stay where they are, in the file, which is
+    mapped into memory: do not change it in its place while the model is in use (`save_model` does not).
 
     Args:
         dtype: of the computation in towers and transformer decoder; parameters stay as stored.
@@ -217,20 +217,16 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32) -> tuple[Mode
             "but has no mask generator to segment with."
         )
     file = WeightsFile(Path(directory) / WEIGHTS_FILE)
-    # The model is built while the file is read: each takes a second at ConvNeXt-L.
-    with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(lambda: dict(file.read(file.shapes)))
-        try:
-            graphdef, state = _abstract(card.config, dtype)
-        except Exception as error:  # flax and jax raise several kinds for sizes that make no sense
-            path = Path(directory) / CONFIG_FILE
-            raise WeightsError(f"{path} describes no model that can be built: {error}") from None
-        expected = {".".join(map(str, p)): (p, tuple(leaf.shape)) for p, leaf in nnx.to_flat_state(state)}
-        check_shapes(file.path, file.shapes, {name: shape for name, (_, shape) in expected.items()})
-        arrays = reading.result()
+    try:
+        graphdef, state = _abstract(card.config, dtype)
+    except Exception as error:  # flax and jax raise several kinds for sizes that make no sense
+        raise WeightsError(f"{Path(directory) / CONFIG_FILE} describes no model that can be built: {error}") from None
+    expected = {".".join(map(str, p)): (p, tuple(leaf.shape)) for p, leaf in nnx.to_flat_state(state)}
+    check_shapes(file.path, file.shapes, {name: shape for name, (_, shape) in expected.items()})
+    arrays = file.mapped()
     flat = []
     for name, (place, _) in expected.items():
-        array = arrays.pop(name)
+        array = arrays[name]
         if not np.issubdtype(array.dtype, np.floating):
             raise WeightsError(f"{file.path}: {name} is {array.dtype}, expected float32 or float16")
         flat.append((place, nnx.Param(jnp.asarray(array, jnp.float32))))

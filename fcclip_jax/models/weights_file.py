@@ -1,9 +1,11 @@
-"""The file that arrays are kept in, a safetensors file: written and read one array at a time.
+"""The file that arrays are kept in, a safetensors file: written and read one at a time, or mapped into memory.
 
-Eight bytes of length, a JSON table of name -> dtype, shape and byte range, then the data.
+Eight bytes of length, a JSON table of name -> dtype, shape and byte range, then the data. Written so that all but a few
+small arrays begin at a multiple of 64 bytes: XLA on a CPU takes those as they lie in the mapped file, without a copy.
 """
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,10 +26,10 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# How much is read in one call of the system, which takes no more than 1024 places.
-_RUN_BYTES, _RUN_ARRAYS = 64 << 20, 1000
-
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+
+
+_ALIGNMENT = 64
 
 
 class WeightsError(ValueError):
@@ -52,14 +54,17 @@ def write_safetensors(
         WeightsError: `read` gave an array of another shape.
     """
     types = {name: np.dtype((dtypes or {}).get(name, dtype)) for name in shapes}
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) * types[name].itemsize for name, shape in shapes.items()}
+    # There may be no gaps: so what would shift the others comes last.
+    shapes = {name: shapes[name] for name in sorted(shapes, key=lambda name: sizes[name] % _ALIGNMENT != 0)}
     header: dict[str, Any] = {"__metadata__": {"format": written_as}}
     offset = 0
     for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * types[name].itemsize
-        header[name] = {"dtype": _CODES[types[name]], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+        end = offset + sizes[name]
+        header[name] = {"dtype": _CODES[types[name]], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     table = json.dumps(header, separators=(",", ":")).encode()
-    table += b" " * (-len(table) % 8)
+    table += b" " * (-(8 + len(table)) % _ALIGNMENT)
     with Path(path).open("wb") as file:
         file.write(struct.pack("<Q", len(table)) + table)
         for name, shape in shapes.items():
@@ -94,48 +99,47 @@ class WeightsFile:
         self.shapes = {name: tuple(entry["shape"]) for name, entry in table.items()}
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """These arrays, in this order; what adjoins in the file is read together, some 64 MB at a time.
-
-        Other threads go on meanwhile. (The library's own way to read holds them up, and keeps what it read of the file
-        in memory until the end.)
+        """These arrays, in this order, as copies of their own, each read when it is asked for. (The library's own way
+        to read keeps what it read of the file in memory until the end.)
 
         Raises:
             WeightsError: an array of a kind that numpy does not know, or a file that became shorter.
         """
         with self.path.open("rb", buffering=0) as file:
-            for run in self._runs(names):
-                arrays = {name: self._empty(name) for name in run}
-                file.seek(self._start + self._table[run[0]]["data_offsets"][0])
-                self._fill(file, [array.reshape(-1).view(np.uint8) for array in arrays.values()])
-                yield from arrays.items()
+            for name in names:
+                dtype, start = self._place(name)
+                array = np.empty(self.shapes[name], dtype)
+                file.seek(start)
+                left = memoryview(array.reshape(-1).view(np.uint8))
+                while left.nbytes:  # one call reads at most two gigabytes
+                    count = file.readinto(left)
+                    if not count:
+                        raise WeightsError(f"{self.path} was cut short while it was read: convert or copy it again")
+                    left = left[count:]
+                yield name, array
 
-    def _runs(self, names: Iterable[str]) -> Iterator[list[str]]:
-        run, size, end = [], 0, -1
-        for name in names:
-            start, stop = self._table[name]["data_offsets"]
-            if run and (start != end or size + stop - start > _RUN_BYTES or len(run) == _RUN_ARRAYS):
-                yield run
-                run, size = [], 0
-            run.append(name)
-            size, end = size + stop - start, stop
-        if run:
-            yield run
+    def mapped(self) -> dict[str, np.ndarray]:
+        """All arrays, read-only, as they lie in the file: what nobody looks at is never read, and processes that use
+        one file share its memory. The file may be renamed or removed meanwhile, as whoever writes it anew does here,
+        but not changed in its place.
 
-    def _empty(self, name: str) -> np.ndarray:
+        Raises:
+            WeightsError: an array of a kind that numpy does not know.
+        """
+        with self.path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(content, "madvise"):
+            content.madvise(mmap.MADV_WILLNEED)  # the system begins to read while the program goes on
+        found = {}
+        for name, shape in self.shapes.items():
+            dtype, start = self._place(name)
+            size = int(np.prod(shape, dtype=np.int64))
+            flat = np.frombuffer(content, dtype, size, start) if size else np.empty(0, dtype)
+            found[name] = flat.reshape(shape)
+        return found
+
+    def _place(self, name: str) -> tuple[type, int]:
         entry = self._table[name]
         if entry["dtype"] not in _DTYPES:
             raise WeightsError(f"{self.path}: {name} is {entry['dtype']}, expected float32 or float16")
-        return np.empty(entry["shape"], _DTYPES[entry["dtype"]])
-
-    def _fill(self, file: Any, buffers: list[np.ndarray]) -> None:
-        """One call for all: between calls a thread waits milliseconds for its turn. What it leaves is read one by
-        one."""
-        done = os.readv(file.fileno(), buffers) if hasattr(os, "readv") else 0
-        for buffer in buffers:
-            left = memoryview(buffer)[done:]
-            done = max(0, done - buffer.nbytes)
-            while left.nbytes:
-                count = file.readinto(left)
-                if not count:
-                    raise WeightsError(f"{self.path} was cut short while it was read: convert or copy it again")
-                left = left[count:]
+        return _DTYPES[entry["dtype"]], self._start + entry["data_offsets"][0]

@@ -50,7 +50,7 @@ def _solve_on_host(cost, valid) -> np.ndarray:
     return result
 
 
-def _solve_on_device(cost: Float[Array, "Q N"], valid: Bool[Array, "N"]) -> Int[Array, "N"]:
+def _solve_on_device(cost: Float[Array, "Q N"], valid: Bool[Array, " N"]) -> Int[Array, " N"]:
     # A column of one constant above all costs never takes a query that a valid segment wants, and does not change
     # who gets what among the valid ones.
     finite = jnp.where(valid, cost, -jnp.inf)

@@ -27,7 +27,7 @@ def interpolation_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "size
     return matrix.astype(np.float32)
 
 
-def interpolation_matrices(size_in: int, sizes: Int[Array, "B"], rows: int) -> Float[Array, "B rows size_in"]:
+def interpolation_matrices(size_in: int, sizes: Int[Array, " B"], rows: int) -> Float[Array, "B rows size_in"]:
     """The matrices of `interpolation_matrix` to several sizes that are known only at run time, each in the first of
     `rows` rows. What stands behind them does not matter."""
     source = (jnp.arange(rows) + 0.5) * (size_in / sizes[:, None]) - 0.5

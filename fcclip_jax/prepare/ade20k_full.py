@@ -40,7 +40,7 @@ def ade20k_847(root: Path, split: str) -> list[Job]:
     return [Job(f"ADE20K-847, {folder}", conversions)]
 
 
-def _convert(image: Path, image_output: Path, label_output: Path, class_of: Int32[np.ndarray, "ids"]) -> None:
+def _convert(image: Path, image_output: Path, label_output: Path, class_of: Int32[np.ndarray, " ids"]) -> None:
     source = image.with_name(f"{image.stem}_seg.png")
     picture, colours = stored_rgb(image), stored_rgb(source)
     check_size(source, colours, image, picture.shape[:2])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from fcclip_jax.data.records import PanopticRecord
+from fcclip_jax.data.targets import panoptic_ids
 from fcclip_jax.evaluation.panoptic_quality import PanopticQuality
 from fcclip_jax.structures import Segment
 from fcclip_jax.vocabulary.vocabulary import Vocabulary

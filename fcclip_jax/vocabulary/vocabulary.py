@@ -111,13 +111,13 @@ class Vocabulary:
         return tuple(name for cls in self.classes for name in cls.names)
 
     @property
-    def synonym_to_class(self) -> Int32[np.ndarray, "S"]:
+    def synonym_to_class(self) -> Int32[np.ndarray, " S"]:
         """The class of each synonym row, rising from 0 to K-1."""
         counts = [len(cls.names) for cls in self.classes]
         return np.repeat(np.arange(self.num_classes, dtype=np.int32), counts)
 
     @property
-    def isthing(self) -> Bool[np.ndarray, "K"]:
+    def isthing(self) -> Bool[np.ndarray, " K"]:
         """True for things, False for stuff."""
         return np.array([cls.isthing for cls in self.classes], dtype=bool)
 
@@ -133,7 +133,7 @@ class Vocabulary:
             if any(tokenizer.token_count(prompt) > context_length for prompt in fill_templates([word]))
         ]
 
-    def seen(self, train: "Vocabulary") -> Bool[np.ndarray, "K"]:
+    def seen(self, train: "Vocabulary") -> Bool[np.ndarray, " K"]:
         """Which classes share at least one synonym with any class of `train`, letter by letter, as in
         the reference: those lean on the in-vocabulary classifier, the others on the out-vocabulary one."""
         known = set(train.synonyms)

@@ -68,7 +68,12 @@ def predict(segmenter: Segmenter, records: Iterable[PanopticRecord], words: Voca
 
 
 def quality(
-    predicted: Sequence[Predicted], words: Vocabulary, seen: Bool[np.ndarray, "K"], alpha: float, beta: float, edge: int
+    predicted: Sequence[Predicted],
+    words: Vocabulary,
+    seen: Bool[np.ndarray, " K"],
+    alpha: float,
+    beta: float,
+    edge: int,
 ) -> dict[str, float]:
     """PQ of `all` classes, of those that are `seen` (stuff among them) and of `unseen` ones, percent."""
     counts = new_counts(words)

@@ -23,6 +23,7 @@ from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
 from fcclip_jax.world.sprites import Sprites
 
 SIZES = (1.0, 1.5, 2.0, 3.0)
+LARGEST = 384  # pixels, of one scene
 _SEED = (1 << 30) + 7  # nothing else draws from it
 
 
@@ -33,11 +34,22 @@ def enlarged(scene: Scene, edge: int) -> Scene:
 
 
 def wider(sprites: Sprites, number: int, times: float) -> Scene:
-    """A scene of that many times the edge, as densely filled as those of 256 pixels."""
-    recipe = Recipe()
-    edge = round(recipe.height * times / 32) * 32
-    count = tuple(round(end * times**2) for end in recipe.count)
-    return draw_scene(sprites, dataclasses.replace(recipe, height=edge, width=edge, count=count), _SEED, number)
+    """That many times the edge, as densely filled as scenes of 256 pixels; of several scenes side by side where one
+    cannot be drawn as large."""
+    edge = round(256 * times / 32) * 32
+    across = -(-edge // LARGEST)
+    side = edge // across
+    count = tuple(round(end * (side / 256) ** 2) for end in Recipe().count)
+    recipe = dataclasses.replace(Recipe(), height=side, width=side, count=count)
+    scenes = [draw_scene(sprites, recipe, _SEED, number * across**2 + n) for n in range(across**2)]
+    starts = np.cumsum([0, *(len(scene.pieces) for scene in scenes)])
+
+    def tiled(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.concatenate(arrays[n : n + across], 1) for n in range(0, len(arrays), across)])
+
+    rows = [scene.rows + start for scene, start in zip(scenes, starts[:-1], strict=True)]
+    pieces = tuple(piece for scene in scenes for piece in scene.pieces)
+    return Scene(tiled([scene.picture for scene in scenes]), tiled(rows).astype(np.int32), pieces)
 
 
 def named_right(towers: str, sets: Sequence[Pieces]) -> list[float]:
