@@ -4,6 +4,7 @@ XLA's own count takes the body of a loop once, however often it runs, and counts
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import Jaxpr
@@ -11,7 +12,8 @@ from jax.extend.core import Jaxpr
 
 def product_flops(program: Any) -> int:
     """FLOP (a multiplication and an addition are two) of all matrix products and convolutions of a traced program, on
-    all devices together. The rest (normalisation, gathers, the optimizer) is not counted, as is usual for an MFU.
+    all devices together. The rest (normalisation, gathers, the optimizer) is not counted, as is usual for an MFU, and
+    neither is what the program's output does not depend on, which a compiler drops.
 
     Loops of unknown length count once, and of a condition's branches the most expensive. What rematerialisation
     computes again counts again.
@@ -21,10 +23,19 @@ def product_flops(program: Any) -> int:
     """
     jaxpr = getattr(program, "jaxpr", program)
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         inner = [product_flops(x) for x in _inner(equation)] or [0]
         total += _own(equation) + _times(equation) * (max(inner) if equation.primitive.name == "cond" else sum(inner))
     return total
+
+
+def _needed(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Equations that an output depends on, from the last to the first."""
+    wanted = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(variable) in wanted for variable in equation.outvars):
+            wanted.update(id(variable) for variable in equation.invars)
+            yield equation
 
 
 def _own(equation: Any) -> int:
