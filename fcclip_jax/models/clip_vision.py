@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fcclip_jax.models.layers import PatchConv, gelu, layer_norm
+from fcclip_jax.models.layers import PatchConv, gelu, layer_norm, shared_trace
 from fcclip_jax.ops.depthwise_conv import depthwise_conv
 from fcclip_jax.ops.extent import cells_inside, zero_outside
 from fcclip_jax.ops.mask_pooling import mask_pooling
@@ -84,7 +84,7 @@ class Stage(nnx.Module):
         if self.downsample is not None:
             x = self.downsample(self.downsample_norm(x))
         for block in self.blocks:
-            x = block(x, inside)
+            x = shared_trace(block, x, inside)
         return zero_outside(x, inside)
 
 

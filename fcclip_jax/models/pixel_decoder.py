@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, sine_positions, xavier_uniform
+from fcclip_jax.models.layers import c2_xavier, group_norm, layer_norm, shared_trace, sine_positions, xavier_uniform
 from fcclip_jax.ops.deformable_attention import deformable_attention, deformable_attention_by_tap
 from fcclip_jax.ops.extent import cells_inside, repeat_edges, zero_outside
 from fcclip_jax.ops.platform import by_platform
@@ -104,8 +104,9 @@ class EncoderLayer(nnx.Module):
         tokens: Float[Array, "B T D"],
         positions: Float[Array, "*B T D"],
         reference: Float[Array, "*B T 2"],
+        sizes: Int[Array, "B L 2"] | None,
+        *,
         shapes: tuple[tuple[int, int], ...],
-        sizes: Int[Array, "B L 2"] | None = None,
     ) -> Float[Array, "B T D"]:
         sampled = self.attention(tokens, positions, reference, shapes, sizes)
         graphdef, state = nnx.split(self)
@@ -192,8 +193,9 @@ class PixelDecoder(nnx.Module):
         positions, reference = jnp.concatenate(positions, axis=-2), jnp.concatenate(reference, axis=-2)
         encoded = []
         for layer in self.layers:
-            call = functools.partial(layer, positions=positions, reference=reference, shapes=shapes, sizes=sizes)
-            tokens = jax.checkpoint(call)(tokens) if self.remat else call(tokens)
+            call = functools.partial(shared_trace, layer, shapes=shapes)
+            call = jax.checkpoint(call) if self.remat else call
+            tokens = call(tokens, positions, reference, sizes)
             encoded.append(tokens)
         scales, start = [], 0
         for h, w in shapes:

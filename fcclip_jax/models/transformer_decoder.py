@@ -1,6 +1,7 @@
 """The transformer decoder of Mask2Former (arXiv 2112.01527), with FC-CLIP's mask-pooled class embedding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from fcclip_jax.models.layers import (
     MLP,
     MultiHeadAttention,
     layer_norm,
+    shared_trace,
     sine_positions,
     torch_linear,
     xavier_uniform,
@@ -138,7 +140,8 @@ class TransformerDecoder(nnx.Module):
         steps = [self._predict(queries, pixels.mask_features, small[0], within)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
-            call = jax.checkpoint(layer) if self.remat else layer
+            call = functools.partial(shared_trace, layer)
+            call = jax.checkpoint(call) if self.remat else call
             queries = call(queries, query_embed, memory[level], positions[level], steps[-1][-1], outside[level])
             steps.append(self._predict(queries, pixels.mask_features, small[(i + 1) % LEVELS], within))
         return DecoderOutput(*(tuple(column) for column in zip(*steps, strict=True)))

@@ -23,6 +23,11 @@ def every_platform() -> Iterator[None]:
         _EVERY.reset(token)
 
 
+def for_every_platform() -> bool:
+    """Whether what is traced now will hold both formulations: part of the key of whatever keeps traces."""
+    return _EVERY.get()
+
+
 def by_platform(*args, cpu: Callable, other: Callable):
     """`cpu(*args)` or `other(*args)`; they compute the same."""
     if _EVERY.get():

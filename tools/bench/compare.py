@@ -27,7 +27,9 @@ def run(python: str, arguments: list[str], **environment: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "figures.json"
         command = [python, *arguments, "--json", str(output)]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+        # Some machines tell Python not to keep compiled modules, and every start compiles all of jax again.
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=kept | environment)
         return json.loads(output.read_text())
 
 
