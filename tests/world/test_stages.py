@@ -19,11 +19,12 @@ from tools.emoji.ship import LARGEST, ship
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def train(name, workdir, sprites, cache, *overrides):
+def train(name, workdir, sprites, cache, *overrides, **options):
     changes = (f"data.sprites={sprites}", "log_every=1", "checkpoint_every=0", "eval_every=0", *overrides)
     command = ["-m", "fcclip_jax.cli", "train", "--config", str(CONFIGS / name), "--workdir", str(workdir)]
     log = workdir.with_suffix(".log")
-    finish(start([*command, *(f"--config.{change}" for change in changes)], cache, log), log, timeout=1800)
+    arguments = [*command, *(f"--config.{change}" for change in changes)]
+    finish(start(arguments, cache, log, **options), log, timeout=1800)
 
 
 @pytest.mark.slow
@@ -83,6 +84,7 @@ def test_the_ensemble_is_best_over_all_names(private_cache, tmp_path):
         f"model.towers={tmp_path / 'clip' / 'towers'}",
         "steps=1500",
         "optimizer.milestones=(1200,1400)",
+        flags="",  # a long run is compiled as well as can be
     )
     figures = measure(str(tmp_path / "masks" / "model"), scenes, 150, sweep=False, sizes=(1.0,))
     over_all = {name: figures[f"test | {name} | all"] for name in CLASSIFIERS}
