@@ -102,7 +102,7 @@ def _write(output: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str
         if output.suffix == ".pth":
             write_torch(aside, shapes, read_next, dtypes=counters)
         else:
-            write_safetensors(aside, shapes, read_next, dtypes=counters, written_as="pt")
+            write_safetensors(aside, shapes, read_next, dtypes=counters, written_as="pt", aligned=False)
         aside.replace(output)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -44,19 +44,21 @@ def write_safetensors(
     dtype: np.dtype | type = np.float32,
     dtypes: Mapping[str, str] | None = None,
     written_as: str = "fcclip_jax",
+    aligned: bool = True,
 ) -> None:
     """Streams arrays into a file. (The library's own writer needs all of them in memory.)
 
     `dtype` is that of all arrays but those in `dtypes`, float32, float16 or int64.
-    `written_as` is the file's own word for its format; readers of PyTorch models look for "pt" there.
+    `written_as` is the file's own word for its format; readers of PyTorch models look for "pt" there. `aligned` moves
+    the small arrays that would shift the others to the end; without it all stay in the order of `shapes`.
 
     Raises:
         WeightsError: `read` gave an array of another shape.
     """
     types = {name: np.dtype((dtypes or {}).get(name, dtype)) for name in shapes}
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * types[name].itemsize for name, shape in shapes.items()}
-    # There may be no gaps: so what would shift the others comes last.
-    shapes = {name: shapes[name] for name in sorted(shapes, key=lambda name: sizes[name] % _ALIGNMENT != 0)}
+    if aligned:  # there may be no gaps, so what would shift the others comes last
+        shapes = {name: shapes[name] for name in sorted(shapes, key=lambda name: sizes[name] % _ALIGNMENT != 0)}
     header: dict[str, Any] = {"__metadata__": {"format": written_as}}
     offset = 0
     for name, shape in shapes.items():

@@ -1,5 +1,6 @@
 """`fcclip` as a process: how fast it answers, and how it ends."""
 
+import functools
 import json
 import os
 import shutil
@@ -52,7 +53,10 @@ def test_an_interrupt_leaves_whole_files(photos, tmp_path, tiny_model, private_c
     arguments = ("segment", photos, *WORDS, "--checkpoint", tiny_model, "--output", tmp_path / "out", *SMALL)
     command = [sys.executable, "-m", "fcclip_jax.cli", *map(str, arguments)]
     # Nobody reads what it prints of each photo, and a full pipe would hold it up.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores interrupts, and so would whatever these tests start.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, **pipes, cwd=ROOT, preexec_fn=listening)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "out" / "0000.json").exists():
