@@ -1,4 +1,5 @@
-"""What several boxes of the figure share: attention, MLP, patch convolution, norms, sine positions."""
+"""What several boxes of the figure share: attention, MLP, patch convolution, norms, sine positions; equal modules traced
+once."""
 
 import functools
 import itertools

@@ -58,9 +58,6 @@ def _backward(kept: tuple[Array, Array], gradient: ArrayLike) -> tuple[Array, Ar
 
 depthwise_conv_shifts.defvjp(_forward, _backward)
 
-# A tower has many blocks of one shape: so the 49 shifts are traced for the first of them alone.
-_shifts_traced_once = jax.jit(depthwise_conv_shifts)
-
 
 def depthwise_conv_grouped(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
     """One grouped convolution: what GPU and TPU libraries have kernels for."""
@@ -76,4 +73,4 @@ def depthwise_conv_grouped(x: Float[Array, "B H W C"], kernel: Float[Array, "k k
 
 def depthwise_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C"]) -> Float[Array, "B H W C"]:
     """Cross-correlates each channel with its own odd `k x k` kernel; the output has the input's size."""
-    return by_platform(x, kernel, cpu=_shifts_traced_once, other=depthwise_conv_grouped)
+    return by_platform(x, kernel, cpu=depthwise_conv_shifts, other=depthwise_conv_grouped)

@@ -187,7 +187,7 @@ def _resumed(run: Run) -> tuple[TrainState, int, bool]:
 
 
 def _next_batch(run: Run, clock: reporting.Clock) -> dict[str, np.ndarray]:
-    """This process's part of the next batch, and how long it was waited for."""
+    """This process's part of the next batch; how long it was waited for is noted."""
     asked = time.perf_counter()
     with run.goodput.during("data"):
         local = next(run.data)

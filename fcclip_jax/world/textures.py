@@ -9,7 +9,8 @@ from PIL import Image
 
 from fcclip_jax.world.names import STUFF
 
-_BANK_EDGE, _VARIANTS = 384, 4
+LARGEST = 384  # pixels, of what can be drawn
+_VARIANTS = 4
 _BANK_SEED = 3
 
 Noise = Float[np.ndarray, "E E"]
@@ -154,7 +155,7 @@ _PAINTERS: tuple[Callable[[np.random.Generator, int], np.ndarray], ...] = (
 def _bank(kind: int) -> UInt8[np.ndarray, "V E E 3"]:
     """A few large pieces of one kind, the same in every process."""
     pieces = [
-        _PAINTERS[kind](np.random.default_rng([_BANK_SEED, kind, variant]), _BANK_EDGE) for variant in range(_VARIANTS)
+        _PAINTERS[kind](np.random.default_rng([_BANK_SEED, kind, variant]), LARGEST) for variant in range(_VARIANTS)
     ]
     return np.stack([np.clip(piece, 0, 255).astype(np.uint8) for piece in pieces])
 
@@ -164,10 +165,10 @@ def draw_stuff(rng: np.random.Generator, kind: int, height: int, width: int) -> 
 
     Raises ValueError for more pixels than a bank's piece has along an edge.
     """
-    if max(height, width) > _BANK_EDGE:
-        raise ValueError(f"stuff is drawn up to {_BANK_EDGE} pixels, not {height} x {width}: draw small and enlarge")
+    if max(height, width) > LARGEST:
+        raise ValueError(f"stuff is drawn up to {LARGEST} pixels, not {height} x {width}: draw small and enlarge")
     piece = _bank(kind)[rng.integers(_VARIANTS)]
-    y, x = rng.integers(0, _BANK_EDGE - height + 1), rng.integers(0, _BANK_EDGE - width + 1)
+    y, x = rng.integers(0, LARGEST - height + 1), rng.integers(0, LARGEST - width + 1)
     cut = piece[y : y + height, x : x + width]
     if rng.random() < 0.5:
         cut = cut[:, ::-1]

@@ -5,42 +5,41 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
+from fcclip_jax.models import clip_vision, pixel_decoder
 from fcclip_jax.models.layers import shared_trace
 from fcclip_jax.ops import deformable_attention as deformable
-from fcclip_jax.ops import depthwise_conv as depthwise
 from fcclip_jax.ops.platform import by_platform, every_platform
+from fcclip_jax.structures import Features
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the shifts are what CPUs compute")
-def test_blocks_of_one_shape_trace_the_shifts_once():
-    kernels = [jnp.full((7, 7, 5), float(n)) for n in range(4)]
+def calls_while_traced(monkeypatch, module, name, function, *args):
+    """How often `module.name` is called while `function(*args)` is traced."""
+    original, calls = getattr(module, name), []
 
-    def tower(x):
-        for kernel in kernels:
-            x = depthwise.depthwise_conv(x, kernel)
-        return x
+    def counted(*args, **options):
+        calls.append(name)
+        return original(*args, **options)
 
-    jaxpr = jax.make_jaxpr(tower)(jnp.ones((1, 11, 13, 5)))
-    inner = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name in ("pjit", "jit")]
-    assert len(inner) == len(kernels) and all(each is inner[0] for each in inner)
+    monkeypatch.setattr(module, name, counted)
+    jax.jit(function).trace(*args)
+    return len(calls)
 
 
-def test_layers_of_one_shape_trace_the_attention_once():
-    shapes = ((2, 3), (4, 6))
-    value = jnp.ones((1, 30, 2, 4))
-    locations, weights = jnp.full((1, 7, 2, 2, 3, 2), 0.4), jnp.full((1, 7, 2, 2, 3), 1 / 6)
+def test_blocks_of_one_shape_trace_the_convolution_once(monkeypatch):
+    config = clip_vision.VisionConfig((4, 1, 1, 1), (12, 12, 12, 12), "linear", 64)
+    stage = clip_vision.Stage(0, 12, 4, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    image = jnp.ones((1, 11, 13, 12))
+    assert calls_while_traced(monkeypatch, clip_vision, "depthwise_conv", stage, image) == 1
 
-    def layers(value):
-        for _ in range(3):
-            value = value * deformable.deformable_attention(value, locations, weights, shapes).mean()
-        return value
 
-    jaxpr = jax.make_jaxpr(layers)(value)
-    inner = [e.params["jaxpr"] for e in jaxpr.eqns if e.params.get("name") == "_attend"]
-    assert len(inner) == 3 and all(each is inner[0] for each in inner)
+def test_layers_of_one_shape_trace_the_attention_once(monkeypatch):
+    config = pixel_decoder.PixelDecoderConfig(width=32, layers=5, heads=4, points=2, feedforward=24)
+    decoder = pixel_decoder.PixelDecoder(config, (8, 8, 8, 8), rngs=nnx.Rngs(0))
+    maps = [jnp.ones((1, 64 // stride, 96 // stride, 8)) for stride in (4, 4, 8, 16, 32)]
+    # One call a level: three levels, one layer.
+    assert calls_while_traced(monkeypatch, deformable, "corners", decoder, Features(*maps)) == pixel_decoder.LEVELS
 
 
 class Layer(nnx.Module):

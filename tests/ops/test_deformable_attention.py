@@ -110,3 +110,5 @@ def test_levels_must_fit():
     value, locations, weights = random_inputs(0)
     with pytest.raises(ValueError, match="do not make up"):
         deformable_attention(value, locations, weights, ((2, 3), (4, 4)))
+    with pytest.raises(ValueError, match="do not make up"):
+        deformable_attention_by_tap(value, locations, weights, ((2, 3), (4, 4)))

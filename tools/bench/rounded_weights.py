@@ -8,6 +8,7 @@ code that would gain from it. int8 has one scale for each output channel; vector
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +16,18 @@ import ml_dtypes
 import numpy as np
 
 from fcclip_jax.models import weights
+from tools.emoji.ship import save_changed
 
 
 def to_int8(array: np.ndarray) -> np.ndarray:
-    """The nearest of 255 values, symmetric, of each output channel (the last axis)."""
+    """Of an array `[...,C]` the nearest of 255 values, symmetric, of each output channel (the last axis)."""
     axes = tuple(range(array.ndim - 1))
     scale = np.maximum(np.abs(array).max(axes, keepdims=True), np.finfo(np.float32).tiny) / 127
     return (np.round(array / scale) * scale).astype(np.float32)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The nearest values with eight bits, of an array of any shape."""
     return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
@@ -43,15 +46,8 @@ def rounded(model: Path, output: Path, kind: str) -> tuple[int, int]:
             if array.ndim >= 2:
                 found[name] = convert(array)
             after += array.size * (size if array.ndim >= 2 else 4)
-    shapes = {name: array.shape for name, array in found.items()}
-    card = weights.ModelCard(
-        card.config,
-        train_classes=card.train_classes,
-        no_object_weight=card.no_object_weight,
-        provenance=card.provenance | {"towers_rounded_to": kind},
-        text_sha256=weights.text_sha256(shapes, found.__getitem__),
-    )
-    weights.save_model(output, card, shapes, found.__getitem__)
+    card = dataclasses.replace(card, provenance=card.provenance | {"towers_rounded_to": kind})
+    save_changed(output, card, found, dtype=np.float32)
     return before, after
 
 

@@ -6,6 +6,7 @@ What half precision costs is measured by the claims of both folders (tools/emoji
 """
 
 import argparse
+import dataclasses
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,19 @@ def ship(model: Path, output: Path, provenance: dict[str, object]) -> int:
     bad = [name for name, array in halves.items() if not np.isfinite(array).all()]
     if bad:
         raise ValueError(f"{model}: not finite in float16: {', '.join(bad[:5])}")
-    shapes = {name: array.shape for name, array in halves.items()}
-    shipped = weights.ModelCard(
-        card.config,
-        train_classes=card.train_classes,
-        no_object_weight=card.no_object_weight,
-        provenance=without_places(card.provenance | provenance),
-        # The text tower is another one now, so its cached rows are too.
-        text_sha256=weights.text_sha256(shapes, halves.__getitem__),
-    )
-    weights.save_model(output, shipped, shapes, halves.__getitem__, dtype=np.float16)
+    card = dataclasses.replace(card, provenance=without_places(card.provenance | provenance))
+    save_changed(output, card, halves, dtype=np.float16)
     size = sum(path.stat().st_size for path in output.iterdir())
     if size > LARGEST:
         raise ValueError(f"{output} has {size} bytes, more than the {LARGEST} that are shipped")
     return size
+
+
+def save_changed(output: Path, card: weights.ModelCard, arrays: dict[str, np.ndarray], *, dtype: type) -> None:
+    """Writes a model with other arrays: its text tower is another one now, so that rows cached for it are not taken."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    card = dataclasses.replace(card, text_sha256=weights.text_sha256(shapes, arrays.__getitem__))
+    weights.save_model(output, card, shapes, arrays.__getitem__, dtype=dtype)
 
 
 def without_places(value: Any) -> Any:

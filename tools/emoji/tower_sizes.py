@@ -21,9 +21,9 @@ from fcclip_jax.models.fcclip import Clip
 from fcclip_jax.tower_probe import MaskNamer, Pieces, mask_pooled_pieces, right_things
 from fcclip_jax.world.scenes import Recipe, Scene, draw_scene
 from fcclip_jax.world.sprites import Sprites
+from fcclip_jax.world.textures import LARGEST
 
 SIZES = (1.0, 1.5, 2.0, 3.0)
-LARGEST = 384  # pixels, of one scene
 _SEED = (1 << 30) + 7  # nothing else draws from it
 
 
