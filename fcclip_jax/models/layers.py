@@ -1,5 +1,5 @@
-"""What several boxes of the figure share: attention, MLP, patch convolution, norms, sine positions; equal modules traced
-once."""
+"""What several boxes of the figure share: attention, MLP, patch convolution, norms, sine positions, one trace for equal
+modules."""
 
 import functools
 import itertools
