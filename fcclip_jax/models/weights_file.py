@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+# Float16, float32 and int64 are written; the others are here for what is said of a file that holds them.
+_DTYPES = {
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 _ALIGNMENT = 64  # bytes, from which XLA takes an array without a copy
 
@@ -93,7 +104,7 @@ class WeightsFile:
         to read keeps what it read of the file in memory until the end.)
 
         Raises:
-            WeightsError: an array of another kind than this package writes, or a file that became shorter.
+            WeightsError: an array of a kind that numpy does not know, or a file that became shorter.
         """
         with self.path.open("rb", buffering=0) as file:
             for name in names:
@@ -114,7 +125,7 @@ class WeightsFile:
         but not changed in its place.
 
         Raises:
-            WeightsError: an array of another kind than this package writes.
+            WeightsError: an array of a kind that numpy does not know.
         """
         with self.path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,6 +1,5 @@
 """`fcclip` as a process: how fast it answers, and how it ends."""
 
-import functools
 import json
 import os
 import shutil
@@ -51,12 +50,12 @@ def test_an_interrupt_leaves_whole_files(photos, tmp_path, tiny_model, private_c
     for number in range(2000):  # far more than are done before the interrupt arrives, on any machine
         shutil.copy(photos / "a.png", photos / f"{number:04}.png")
     arguments = ("segment", photos, *WORDS, "--checkpoint", tiny_model, "--output", tmp_path / "out", *SMALL)
-    command = [sys.executable, "-m", "fcclip_jax.cli", *map(str, arguments)]
+    # What a shell starts in the background ignores interrupts, and so would what is started from there.
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listening}; from fcclip_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     # Nobody reads what it prints of each photo, and a full pipe would hold it up.
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    # What a shell starts in the background ignores interrupts, and so would whatever these tests start.
-    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, **pipes, cwd=ROOT, preexec_fn=listening)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "out" / "0000.json").exists():
